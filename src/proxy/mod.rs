@@ -1,0 +1,1 @@
+//! The asynchronous shell: sockets, the clock, and the requests that wait for a decision.
