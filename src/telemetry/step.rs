@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::observe::ResponseFacts;
+use crate::policy::{Time, Tokens};
+
 /// One request of one step, as a line of `<run>/steps.jsonl`.
 ///
 /// Times are Unix seconds of the run's clock, `None` where the moment was never reached; durations are seconds.
@@ -57,4 +60,102 @@ pub struct StepRecord {
     pub status: u16,
     /// Transparent retries on a fresh connection.
     pub retries: u8,
+}
+
+/// Notes the moments of one request, and closes its [`StepRecord`].
+///
+/// Each moment is noted once; later calls change nothing, so a retry keeps the first attempt's admission.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTimer {
+    arrived: Time,
+    admitted: Option<Time>,
+    first_byte: Option<Time>,
+    first_token: Option<Time>,
+}
+
+impl StepTimer {
+    /// A timer for a request that was parsed at `arrived`.
+    pub const fn new(arrived: Time) -> Self {
+        Self {
+            arrived,
+            admitted: None,
+            first_byte: None,
+            first_token: None,
+        }
+    }
+
+    /// The policy admitted the request.
+    pub fn admitted(&mut self, now: Time) {
+        self.admitted.get_or_insert(now);
+    }
+
+    /// The first byte of the backend's response came.
+    pub fn first_byte(&mut self, now: Time) {
+        self.first_byte.get_or_insert(now);
+    }
+
+    /// The first frame with content came (streams), or the first body byte (others).
+    pub fn first_token(&mut self, now: Time) {
+        self.first_token.get_or_insert(now);
+    }
+
+    /// When the request was parsed.
+    pub const fn arrived_at(&self) -> Time {
+        self.arrived
+    }
+
+    /// From arrival to admission, or to `now` while the request is not admitted; seconds.
+    pub fn hold_s(&self, now: Time) -> f64 {
+        self.admitted
+            .unwrap_or(now)
+            .since(self.arrived)
+            .as_secs_f64()
+    }
+
+    /// From arrival to the first token, hold included; seconds.
+    pub fn ttft_s(&self) -> Option<f64> {
+        Some(self.first_token?.since(self.arrived).as_secs_f64())
+    }
+
+    /// The record of a request that is over at `finished`: `step` with its times, durations, token counts and
+    /// tool filled in. The caller has filled in who, where and how it ended; `unix` maps the run's time to Unix
+    /// seconds.
+    pub fn close(
+        &self,
+        finished: Time,
+        facts: &ResponseFacts,
+        unix: impl Fn(Time) -> f64,
+        step: StepRecord,
+    ) -> StepRecord {
+        let usage = facts.usage;
+        let output_tokens = usage.map(|usage| usage.output.0);
+        StepRecord {
+            arrived_s: unix(self.arrived),
+            admitted_s: self.admitted.map(&unix),
+            first_byte_s: self.first_byte.map(&unix),
+            first_token_s: self.first_token.map(&unix),
+            finished_s: unix(finished),
+            hold_s: self.hold_s(finished),
+            ttft_s: self.ttft_s(),
+            ttft_backend_s: self.ttft_backend_s(),
+            tpot_s: output_tokens
+                .filter(|_| step.stream)
+                .and_then(|tokens| self.tpot_s(finished, tokens)),
+            prompt_tokens: usage.map(|usage| usage.prompt.0),
+            cached_tokens: usage.and_then(|usage| usage.cached).map(|cached| cached.0),
+            output_tokens,
+            tool: facts.tool.clone(),
+            ..step
+        }
+    }
+
+    fn ttft_backend_s(&self) -> Option<f64> {
+        Some(self.first_token?.since(self.admitted?).as_secs_f64())
+    }
+
+    fn tpot_s(&self, finished: Time, output_tokens: u64) -> Option<f64> {
+        let gaps = output_tokens.checked_sub(1).filter(|&gaps| gaps > 0)?;
+        let decode = finished.since(self.first_token?);
+        Some(decode.as_secs_f64() / Tokens(gaps).as_f64())
+    }
 }
