@@ -49,13 +49,23 @@ pub struct BackendUrlError {
 impl BackendUrl {
     /// `host:port`, to connect to.
     fn address(&self) -> String {
-        let has_port = self.authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        if has_port { self.authority.clone() } else { format!("{}:80", self.authority) }
+        let has_port = self
+            .authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if has_port {
+            self.authority.clone()
+        } else {
+            format!("{}:80", self.authority)
+        }
     }
 
     /// The port, as samples are labelled.
     pub fn port(&self) -> u16 {
-        self.authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80)
+        self.authority
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok())
+            .unwrap_or(80)
     }
 }
 
@@ -63,7 +73,10 @@ impl FromStr for BackendUrl {
     type Err = BackendUrlError;
 
     fn from_str(url: &str) -> Result<Self, BackendUrlError> {
-        let wrong = |problem| BackendUrlError { url: url.to_owned(), problem };
+        let wrong = |problem| BackendUrlError {
+            url: url.to_owned(),
+            problem,
+        };
         let uri: http::Uri = url.parse().map_err(|_| wrong("it is not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
@@ -71,11 +84,21 @@ impl FromStr for BackendUrl {
             _ => return Err(wrong("it does not begin with http://")),
         }
         if uri.path() != "/" || uri.query().is_some() {
-            return Err(wrong("it has a path, and the gate forwards every path under the server's root"));
+            return Err(wrong(
+                "it has a path, and the gate forwards every path under the server's root",
+            ));
         }
-        let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?.to_string();
-        let host_header = authority.parse().map_err(|_| wrong("its host cannot be sent in a header"))?;
-        Ok(Self { authority, host_header })
+        let authority = uri
+            .authority()
+            .ok_or_else(|| wrong("it names no host"))?
+            .to_string();
+        let host_header = authority
+            .parse()
+            .map_err(|_| wrong("its host cannot be sent in a header"))?;
+        Ok(Self {
+            authority,
+            host_header,
+        })
     }
 }
 
@@ -129,8 +152,16 @@ impl Backend {
             idle_timeout: patience.idle,
             connect_timeout: patience.connect,
         };
-        let status = Status { cause: "not reached yet".to_owned(), ..Status::default() };
-        Self { id, url, pool: Pool::new(config), status: Mutex::new(status) }
+        let status = Status {
+            cause: "not reached yet".to_owned(),
+            ..Status::default()
+        };
+        Self {
+            id,
+            url,
+            pool: Pool::new(config),
+            status: Mutex::new(status),
+        }
     }
 
     /// The URL, as records and errors name the backend.
@@ -220,7 +251,10 @@ impl Backend {
             404 | 405 | 501 => Arc::from(""),
             code => {
                 let cause = format!("/metrics answered with status {code}");
-                return Err(ProxyError::Closed { backend: self.name(), cause });
+                return Err(ProxyError::Closed {
+                    backend: self.name(),
+                    cause,
+                });
             }
         };
         let scrape = Scrape::parse(&text);
@@ -231,9 +265,17 @@ impl Backend {
     ///
     /// # Errors
     /// As [`forward::send`], and [`ProxyError::DiedMidStream`] or [`ProxyError::Stalled`] for the body.
-    pub async fn get(&self, path: &'static str, limit: Duration) -> Result<(http::StatusCode, Bytes), ProxyError> {
+    pub async fn get(
+        &self,
+        path: &'static str,
+        limit: Duration,
+    ) -> Result<(http::StatusCode, Bytes), ProxyError> {
         let outgoing = Outgoing::get(path, self.host_header());
-        let Exchange { response, connection, .. } = forward::send(self, outgoing, limit).await?;
+        let Exchange {
+            response,
+            connection,
+            ..
+        } = forward::send(self, outgoing, limit).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_SCRAPE_BYTES).collect();
         match tokio::time::timeout(limit, body).await {
@@ -241,8 +283,14 @@ impl Backend {
                 self.pool.give_back(connection);
                 Ok((status, body.to_bytes()))
             }
-            Ok(Err(error)) => Err(ProxyError::DiedMidStream { backend: self.name(), cause: error.to_string() }),
-            Err(_) => Err(ProxyError::Stalled { backend: self.name(), seconds: limit.as_secs_f64() }),
+            Ok(Err(error)) => Err(ProxyError::DiedMidStream {
+                backend: self.name(),
+                cause: error.to_string(),
+            }),
+            Err(_) => Err(ProxyError::Stalled {
+                backend: self.name(),
+                seconds: limit.as_secs_f64(),
+            }),
         }
     }
 
@@ -270,8 +318,14 @@ mod tests {
     fn an_address_is_the_servers_root() {
         let url: BackendUrl = "http://127.0.0.1:8000/".parse().unwrap();
         assert_eq!(url.to_string(), "http://127.0.0.1:8000");
-        assert_eq!((url.address().as_str(), url.port()), ("127.0.0.1:8000", 8000));
-        assert_eq!("http://gpu-box".parse::<BackendUrl>().unwrap().address(), "gpu-box:80");
+        assert_eq!(
+            (url.address().as_str(), url.port()),
+            ("127.0.0.1:8000", 8000)
+        );
+        assert_eq!(
+            "http://gpu-box".parse::<BackendUrl>().unwrap().address(),
+            "gpu-box:80"
+        );
     }
 
     #[test]

@@ -30,7 +30,10 @@ enum Watch {
     /// Nothing: not a generation request.
     Nothing,
     /// One JSON document.
-    Json { observer: BodyObserver, started: bool },
+    Json {
+        observer: BodyObserver,
+        started: bool,
+    },
     /// Server-sent events.
     Events(StreamObserver),
 }
@@ -80,18 +83,31 @@ impl Relay {
     ) -> Self {
         let (flight, watch) = match watched {
             None => (None, Watch::Nothing),
-            Some(watched) if is_event_stream(headers) => {
-                (Some(watched.flight), Watch::Events(StreamObserver::new(watched.hide_usage)))
-            }
+            Some(watched) if is_event_stream(headers) => (
+                Some(watched.flight),
+                Watch::Events(StreamObserver::new(watched.hide_usage)),
+            ),
             Some(watched) => {
-                let watch = Watch::Json { observer: BodyObserver::new(), started: false };
+                let watch = Watch::Json {
+                    observer: BodyObserver::new(),
+                    started: false,
+                };
                 (Some(watched.flight), watch)
             }
         };
         let limit = proxy.config.idle_timeout;
         let silence = Box::pin(tokio::time::sleep(limit));
         let incoming = Some(incoming);
-        let mut relay = Self { proxy, backend, incoming, watch, flight, pending: VecDeque::new(), limit, silence };
+        let mut relay = Self {
+            proxy,
+            backend,
+            incoming,
+            watch,
+            flight,
+            pending: VecDeque::new(),
+            limit,
+            silence,
+        };
         relay.notice_end();
         relay
     }
@@ -108,7 +124,9 @@ impl Relay {
                 self.pending.push_back(chunk);
                 !std::mem::replace(started, true)
             }
-            Watch::Events(observer) => observer.push(chunk, &mut |bytes| self.pending.push_back(bytes)),
+            Watch::Events(observer) => {
+                observer.push(chunk, &mut |bytes| self.pending.push_back(bytes))
+            }
         };
         if first && let Some(flight) = &mut self.flight {
             flight.first_token();
@@ -117,7 +135,11 @@ impl Relay {
 
     /// A body of known length ends with its last byte: nobody polls it again.
     fn notice_end(&mut self) {
-        if self.incoming.as_ref().is_some_and(|(incoming, _)| incoming.is_end_stream()) {
+        if self
+            .incoming
+            .as_ref()
+            .is_some_and(|(incoming, _)| incoming.is_end_stream())
+        {
             self.complete();
         }
     }
@@ -151,27 +173,40 @@ impl Relay {
     }
 
     /// The next frame of the backend, or the reason why there will be none.
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
-        let Some((incoming, _)) = &mut self.incoming else { return Poll::Ready(None) };
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
+        let Some((incoming, _)) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.silence.as_mut().reset(Instant::now() + self.limit);
                 let backend = || self.proxy.backend(self.backend).name();
                 Poll::Ready(frame.map(|frame| {
-                    frame.map_err(|e| ProxyError::DiedMidStream { backend: backend(), cause: describe(&e) })
+                    frame.map_err(|e| ProxyError::DiedMidStream {
+                        backend: backend(),
+                        cause: describe(&e),
+                    })
                 }))
             }
             Poll::Pending => {
                 ready!(self.silence.as_mut().poll(cx));
                 let backend = self.proxy.backend(self.backend).name();
-                Poll::Ready(Some(Err(ProxyError::Stalled { backend, seconds: self.limit.as_secs_f64() })))
+                Poll::Ready(Some(Err(ProxyError::Stalled {
+                    backend,
+                    seconds: self.limit.as_secs_f64(),
+                })))
             }
         }
     }
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
     content_type.is_some_and(|value| value.starts_with(b"text/event-stream"))
 }
 
@@ -179,7 +214,10 @@ impl Body for Relay {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         loop {
             if let Some(bytes) = self.pending.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));

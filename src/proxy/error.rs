@@ -48,7 +48,9 @@ pub enum ProxyError {
     #[error("{0}")]
     MethodNotAllowed(&'static str),
     /// The policy holds as many requests as it may.
-    #[error("too many requests are waiting at the gate; try again later, or raise the policy's max_held")]
+    #[error(
+        "too many requests are waiting at the gate; try again later, or raise the policy's max_held"
+    )]
     QueueFull,
     /// No backend is up.
     #[error("no backend is available ({causes}); check that vLLM runs at the --backend address")]
@@ -68,7 +70,9 @@ pub enum ProxyError {
         cause: String,
     },
     /// The backend closed the connection before it answered.
-    #[error("backend {backend} closed the connection before it answered: {cause}; it may have crashed, see its log")]
+    #[error(
+        "backend {backend} closed the connection before it answered: {cause}; it may have crashed, see its log"
+    )]
     Closed {
         /// The backend's URL.
         backend: String,
@@ -76,7 +80,9 @@ pub enum ProxyError {
         cause: String,
     },
     /// The backend did not begin to answer in time.
-    #[error("backend {backend} sent no response within {seconds} s; it may be stuck, see its log, or raise --first-byte-timeout")]
+    #[error(
+        "backend {backend} sent no response within {seconds} s; it may be stuck, see its log, or raise --first-byte-timeout"
+    )]
     FirstByteTimeout {
         /// The backend's URL.
         backend: String,
@@ -84,7 +90,9 @@ pub enum ProxyError {
         seconds: f64,
     },
     /// The backend stopped in the middle of a response.
-    #[error("backend {backend} sent nothing for {seconds} s in the middle of a response; it may be stuck, see its log, or raise --idle-timeout")]
+    #[error(
+        "backend {backend} sent nothing for {seconds} s in the middle of a response; it may be stuck, see its log, or raise --idle-timeout"
+    )]
     Stalled {
         /// The backend's URL.
         backend: String,
@@ -92,7 +100,9 @@ pub enum ProxyError {
         seconds: f64,
     },
     /// The backend died in the middle of a response.
-    #[error("backend {backend} closed the connection in the middle of a response: {cause}; it may have crashed, see its log")]
+    #[error(
+        "backend {backend} closed the connection in the middle of a response: {cause}; it may have crashed, see its log"
+    )]
     DiedMidStream {
         /// The backend's URL.
         backend: String,
@@ -133,34 +143,62 @@ impl ProxyError {
     }
 
     fn shape(&self) -> Shape {
-        let client = |status, code, param| Shape { status, kind: "invalid_request_error", code, param };
-        let server = |status, code| Shape { status, kind: "server_error", code, param: None };
-        let backend = |status, code| Shape { status, kind: "upstream_error", code, param: None };
+        let client = |status, code, param| Shape {
+            status,
+            kind: "invalid_request_error",
+            code,
+            param,
+        };
+        let server = |status, code| Shape {
+            status,
+            kind: "server_error",
+            code,
+            param: None,
+        };
+        let backend = |status, code| Shape {
+            status,
+            kind: "upstream_error",
+            code,
+            param: None,
+        };
         match self {
             Self::BadBody(ViewError::Scan(ScanError::NotAnObject)) => {
                 client(StatusCode::BAD_REQUEST, "body_not_an_object", None)
             }
-            Self::BadBody(ViewError::Scan(_)) => client(StatusCode::BAD_REQUEST, "invalid_json", None),
-            Self::BadBody(ViewError::NameTooLong(_)) => {
-                client(StatusCode::BAD_REQUEST, "program_id_too_long", Some("program_id"))
+            Self::BadBody(ViewError::Scan(_)) => {
+                client(StatusCode::BAD_REQUEST, "invalid_json", None)
             }
+            Self::BadBody(ViewError::NameTooLong(_)) => client(
+                StatusCode::BAD_REQUEST,
+                "program_id_too_long",
+                Some("program_id"),
+            ),
             Self::MissingModel => client(StatusCode::BAD_REQUEST, "missing_model", Some("model")),
-            Self::BodyTooLarge { .. } => client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None),
+            Self::BodyTooLarge { .. } => {
+                client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None)
+            }
             Self::BodyBroken(_) => client(StatusCode::BAD_REQUEST, "body_broken", None),
             Self::MissingField(_) => client(StatusCode::BAD_REQUEST, "missing_field", None),
             Self::UnknownBackend { .. } => client(StatusCode::BAD_REQUEST, "unknown_backend", None),
-            Self::MethodNotAllowed(_) => client(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
+            Self::MethodNotAllowed(_) => {
+                client(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None)
+            }
             Self::QueueFull => Shape {
                 status: StatusCode::TOO_MANY_REQUESTS,
                 kind: "rate_limit_error",
                 code: RejectReason::QueueFull.as_str(),
                 param: None,
             },
-            Self::NoBackend { .. } => server(StatusCode::SERVICE_UNAVAILABLE, RejectReason::NoBackend.as_str()),
+            Self::NoBackend { .. } => server(
+                StatusCode::SERVICE_UNAVAILABLE,
+                RejectReason::NoBackend.as_str(),
+            ),
             Self::Draining => server(StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::Connect { .. } => backend(StatusCode::BAD_GATEWAY, "backend_unreachable"),
             Self::Closed { .. } => backend(StatusCode::BAD_GATEWAY, "backend_closed"),
-            Self::FirstByteTimeout { .. } => backend(StatusCode::GATEWAY_TIMEOUT, "backend_timeout"),
+            Self::FirstByteTimeout { .. } => {
+                backend(StatusCode::GATEWAY_TIMEOUT, "backend_timeout")
+            }
             Self::Stalled { .. } => backend(StatusCode::GATEWAY_TIMEOUT, "backend_stalled"),
             Self::DiedMidStream { .. } => backend(StatusCode::BAD_GATEWAY, "backend_died"),
         }
@@ -178,9 +216,18 @@ impl ProxyError {
 
     /// The error as OpenAI clients expect it.
     pub fn to_json(&self) -> String {
-        let Shape { kind, code, param, .. } = self.shape();
+        let Shape {
+            kind, code, param, ..
+        } = self.shape();
         let message = self.to_string();
-        let envelope = Envelope { error: Body { message: &message, r#type: kind, param, code } };
+        let envelope = Envelope {
+            error: Body {
+                message: &message,
+                r#type: kind,
+                param,
+                code,
+            },
+        };
         // Strings always serialise.
         serde_json::to_string(&envelope).unwrap_or_default()
     }
@@ -196,8 +243,14 @@ impl ProxyError {
         let mut response = Response::new(Full::from(self.to_json()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if matches!(self, Self::QueueFull | Self::Draining | Self::NoBackend { .. }) {
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        if matches!(
+            self,
+            Self::QueueFull | Self::Draining | Self::NoBackend { .. }
+        ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
         }
         response
@@ -215,15 +268,23 @@ mod tests {
         assert_eq!(json["error"]["type"], "invalid_request_error");
         assert_eq!(json["error"]["param"], "model");
         assert_eq!(json["error"]["code"], "missing_model");
-        assert!(json["error"]["message"].as_str().unwrap().contains("GET /v1/models"));
+        assert!(
+            json["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("GET /v1/models")
+        );
     }
 
     #[test]
     fn a_refusal_that_passes_says_when_to_come_back() {
-        let response = ProxyError::refused(Refusal::Policy(RejectReason::QueueFull), String::new).into_response();
+        let response = ProxyError::refused(Refusal::Policy(RejectReason::QueueFull), String::new)
+            .into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], RETRY_AFTER_S);
-        let down = ProxyError::refused(Refusal::Policy(RejectReason::NoBackend), || "http://b: refused".to_owned());
+        let down = ProxyError::refused(Refusal::Policy(RejectReason::NoBackend), || {
+            "http://b: refused".to_owned()
+        });
         assert!(down.to_string().contains("http://b: refused"));
     }
 }

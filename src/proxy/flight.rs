@@ -37,7 +37,12 @@ pub struct Flight {
 
 impl Flight {
     /// Reports an arrival to the sequencer.
-    pub fn begin(proxy: Arc<Proxy>, view: RequestView, path: &'static str, body_bytes: u64) -> (Self, Answer) {
+    pub fn begin(
+        proxy: Arc<Proxy>,
+        view: RequestView,
+        path: &'static str,
+        body_bytes: u64,
+    ) -> (Self, Answer) {
         let arriving = Arriving {
             program: view.program.as_deref(),
             body_bytes,
@@ -80,9 +85,14 @@ impl Flight {
         match verdict {
             Verdict::Admit(backend) => {
                 // A request that was not held is admitted the moment it arrives.
-                let now = if held { self.proxy.gate.clock().now() } else { self.timer.arrived_at() };
+                let now = if held {
+                    self.proxy.gate.clock().now()
+                } else {
+                    self.timer.arrived_at()
+                };
                 self.timer.admitted(now);
                 self.backend = Some(backend);
+                self.proxy.gauges.sent(backend);
                 Ok(backend)
             }
             Verdict::Refuse(refusal) => Err(ProxyError::refused(refusal, || self.proxy.causes())),
@@ -94,7 +104,9 @@ impl Flight {
         self.timer.first_byte(self.proxy.gate.clock().now());
         self.status = status.as_u16();
         self.retries = retries;
-        self.proxy.gauges.retried(u64::from(retries));
+        if retries > 0 {
+            self.proxy.gauges.retried();
+        }
     }
 
     /// The first content came.
@@ -110,7 +122,11 @@ impl Flight {
     /// The response was read to its end.
     pub fn end(&mut self, facts: &ResponseFacts) {
         let served = (200..300).contains(&self.status);
-        let outcome = if served { facts.outcome() } else { Outcome::Failed };
+        let outcome = if served {
+            facts.outcome()
+        } else {
+            Outcome::Failed
+        };
         self.close(outcome, outcome.as_str(), facts);
     }
 
@@ -126,17 +142,33 @@ impl Flight {
         if !std::mem::replace(&mut self.open, false) {
             return;
         }
-        let ending = Ending { outcome, usage: facts.usage, tool: facts.tool.as_deref() };
+        let ending = Ending {
+            outcome,
+            usage: facts.usage,
+            tool: facts.tool.as_deref(),
+        };
         let now = self.proxy.gate.finish(self.request, &ending);
         let timer = &self.timer;
         let gauges = &self.proxy.gauges;
         if let Some(reason) = self.hold_reason {
-            gauges.hold(reason, timer.hold_s(now));
+            gauges.held_for(reason, timer.hold_s(now));
         }
-        gauges.request(outcome, word, timer.ttft_s(), now.since(timer.arrived_at()).as_secs_f64());
+        if let Some(backend) = self.backend {
+            gauges.returned(backend);
+        }
+        gauges.finished(
+            outcome,
+            timer.ttft_s(),
+            now.since(timer.arrived_at()).as_secs_f64(),
+        );
         if self.proxy.recorder.is_enabled() {
             let step = self.record(word);
-            self.proxy.recorder.step(timer.close(now, facts, |time| self.proxy.gate.clock().unix(time), step));
+            self.proxy.recorder.step(timer.close(
+                now,
+                facts,
+                |time| self.proxy.gate.clock().unix(time),
+                step,
+            ));
         }
     }
 
@@ -162,9 +194,17 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if self.open {
-            let gone = if self.backend.is_some() { ClientGone::Running } else { ClientGone::Held };
+            let gone = if self.backend.is_some() {
+                ClientGone::Running
+            } else {
+                ClientGone::Held
+            };
             self.proxy.gauges.client_gone(gone);
-            self.close(Outcome::Cancelled, Outcome::Cancelled.as_str(), &ResponseFacts::default());
+            self.close(
+                Outcome::Cancelled,
+                Outcome::Cancelled.as_str(),
+                &ResponseFacts::default(),
+            );
         }
     }
 }

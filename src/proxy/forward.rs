@@ -29,21 +29,36 @@ pub struct Exchange {
 ///
 /// # Errors
 /// [`ProxyError::Connect`], [`ProxyError::Closed`] or [`ProxyError::FirstByteTimeout`].
-pub async fn send(backend: &Backend, outgoing: Outgoing, limit: Duration) -> Result<Exchange, ProxyError> {
+pub async fn send(
+    backend: &Backend,
+    outgoing: Outgoing,
+    limit: Duration,
+) -> Result<Exchange, ProxyError> {
     match tokio::time::timeout(limit, attempt(backend, outgoing)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(ProxyError::FirstByteTimeout { backend: backend.name(), seconds: limit.as_secs_f64() }),
+        Err(_) => Err(ProxyError::FirstByteTimeout {
+            backend: backend.name(),
+            seconds: limit.as_secs_f64(),
+        }),
     }
 }
 
 async fn attempt(backend: &Backend, outgoing: Outgoing) -> Result<Exchange, ProxyError> {
-    let connection = backend.pool.checkout().await.map_err(|error| unreachable(backend, &error))?;
+    let connection = backend
+        .pool
+        .checkout()
+        .await
+        .map_err(|error| unreachable(backend, &error))?;
     if !connection.reused {
         return exchange(backend, connection, outgoing, 0).await;
     }
     match exchange(backend, connection, outgoing.clone(), 0).await {
         Err(ProxyError::Closed { .. }) => {
-            let connection = backend.pool.connect().await.map_err(|error| unreachable(backend, &error))?;
+            let connection = backend
+                .pool
+                .connect()
+                .await
+                .map_err(|error| unreachable(backend, &error))?;
             exchange(backend, connection, outgoing, 1).await
         }
         outcome => outcome,
@@ -56,18 +71,34 @@ async fn exchange(
     outgoing: Outgoing,
     retries: u8,
 ) -> Result<Exchange, ProxyError> {
-    match connection.sender.send_request(outgoing.into_request()).await {
-        Ok(response) => Ok(Exchange { response, connection, retries }),
-        Err(error) => Err(ProxyError::Closed { backend: backend.name(), cause: describe(&error) }),
+    match connection
+        .sender
+        .send_request(outgoing.into_request())
+        .await
+    {
+        Ok(response) => Ok(Exchange {
+            response,
+            connection,
+            retries,
+        }),
+        Err(error) => Err(ProxyError::Closed {
+            backend: backend.name(),
+            cause: describe(&error),
+        }),
     }
 }
 
 fn unreachable(backend: &Backend, error: &io::Error) -> ProxyError {
-    ProxyError::Connect { backend: backend.name(), cause: error.to_string() }
+    ProxyError::Connect {
+        backend: backend.name(),
+        cause: error.to_string(),
+    }
 }
 
 /// hyper's own message and the cause behind it, which names what the operating system said.
 pub fn describe(error: &hyper::Error) -> String {
     use std::error::Error;
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+    error
+        .source()
+        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

@@ -4,8 +4,6 @@
 //! a request's `Drop` can report that its client left without waiting and without a chance to be lost. The lock
 //! is held for one policy call, microseconds, and never across an await (docs/adr/001-policy-under-a-lock.md).
 
-use std::time::Duration;
-
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -34,8 +32,16 @@ struct Inner {
 impl Gate {
     /// A gate around `sequencer`; [`Gate::run_alarm`] must run beside it.
     pub fn new(sequencer: Sequencer, clock: Clock) -> Self {
-        let inner = Mutex::new(Inner { sequencer, armed: None });
-        Self { inner, clock, alarm: Notify::new(), ended: Notify::new() }
+        let inner = Mutex::new(Inner {
+            sequencer,
+            armed: None,
+        });
+        Self {
+            inner,
+            clock,
+            alarm: Notify::new(),
+            ended: Notify::new(),
+        }
     }
 
     /// The run's clock.
@@ -96,22 +102,17 @@ impl Gate {
         }
     }
 
-    /// Waits until no request is open, or `limit` of machine time has passed; true if the gate is quiet.
-    pub async fn quiet(&self, limit: Duration) -> bool {
-        let deadline = tokio::time::sleep(limit);
-        tokio::pin!(deadline);
+    /// Waits until no request is open.
+    pub async fn quiet(&self) {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
             // Registered before the check, so that an end between the two is not missed.
             ended.as_mut().enable();
             if self.inner.lock().sequencer.open() == 0 {
-                return true;
+                return;
             }
-            tokio::select! {
-                () = &mut ended => {}
-                () = &mut deadline => return false,
-            }
+            ended.await;
         }
     }
 }

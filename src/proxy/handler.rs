@@ -53,13 +53,20 @@ async fn generate(
         let backend = proxy.backend(id);
         let outgoing = Outgoing::new(parts, &body, splice.as_ref(), backend.host_header());
         drop(body);
-        exchange(&proxy, id, outgoing).await.map(|exchange| (id, exchange))
+        exchange(&proxy, id, outgoing)
+            .await
+            .map(|exchange| (id, exchange))
     };
     match served.await {
         Ok((id, exchange)) => {
             flight.head(exchange.response.status(), exchange.retries);
             let hide_usage = splice.is_some();
-            Ok(relay(proxy, id, exchange, Some(Watched { flight, hide_usage })))
+            Ok(relay(
+                proxy,
+                id,
+                exchange,
+                Some(Watched { flight, hide_usage }),
+            ))
         }
         Err(error) => {
             flight.fail(&error, &ResponseFacts::default());
@@ -69,7 +76,10 @@ async fn generate(
 }
 
 /// Any other request: to the backend it names, or to the first that is up.
-async fn pass(proxy: Arc<Proxy>, request: Request<Incoming>) -> Result<Response<GateBody>, ProxyError> {
+async fn pass(
+    proxy: Arc<Proxy>,
+    request: Request<Incoming>,
+) -> Result<Response<GateBody>, ProxyError> {
     let (mut parts, body) = request.into_parts();
     let id = choose(&proxy, &mut parts)?;
     let body = read(body, proxy.config.max_body).await?;
@@ -81,21 +91,36 @@ async fn pass(proxy: Arc<Proxy>, request: Request<Incoming>) -> Result<Response<
 fn choose(proxy: &Proxy, parts: &mut Parts) -> Result<BackendId, ProxyError> {
     let Some(name) = parts.headers.remove(BACKEND_HEADER) else {
         let up = proxy.backends.iter().find(|backend| backend.is_up());
-        return up.map(|backend| backend.id).ok_or_else(|| ProxyError::NoBackend { causes: proxy.causes() });
+        return up
+            .map(|backend| backend.id)
+            .ok_or_else(|| ProxyError::NoBackend {
+                causes: proxy.causes(),
+            });
     };
     let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
     let url = name.trim_end_matches('/');
     match proxy.backends.iter().find(|backend| backend.name() == url) {
         Some(backend) => Ok(backend.id),
         None => {
-            let known: Vec<String> = proxy.backends.iter().map(super::backend::Backend::name).collect();
-            Err(ProxyError::UnknownBackend { name, known: known.join(", ") })
+            let known: Vec<String> = proxy
+                .backends
+                .iter()
+                .map(super::backend::Backend::name)
+                .collect();
+            Err(ProxyError::UnknownBackend {
+                name,
+                known: known.join(", "),
+            })
         }
     }
 }
 
 /// Sends to a backend; one that refuses connections is taken down at once.
-async fn exchange(proxy: &Proxy, id: BackendId, outgoing: Outgoing) -> Result<Exchange, ProxyError> {
+async fn exchange(
+    proxy: &Proxy,
+    id: BackendId,
+    outgoing: Outgoing,
+) -> Result<Exchange, ProxyError> {
     let backend = proxy.backend(id);
     let outcome = forward::send(backend, outgoing, proxy.config.first_byte_timeout).await;
     if let Err(ProxyError::Connect { cause, .. }) = &outcome {
@@ -105,13 +130,24 @@ async fn exchange(proxy: &Proxy, id: BackendId, outgoing: Outgoing) -> Result<Ex
 }
 
 /// The backend's response for the client: same status, headers and bytes, but for the connection's own headers.
-fn relay(proxy: Arc<Proxy>, id: BackendId, exchange: Exchange, watched: Option<Watched>) -> Response<GateBody> {
+fn relay(
+    proxy: Arc<Proxy>,
+    id: BackendId,
+    exchange: Exchange,
+    watched: Option<Watched>,
+) -> Response<GateBody> {
     let (mut parts, incoming) = exchange.response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
     if watched.as_ref().is_some_and(|watched| watched.hide_usage) {
         parts.headers.remove(header::CONTENT_LENGTH);
     }
-    let relay = Relay::new(proxy, id, &parts.headers, (incoming, exchange.connection), watched);
+    let relay = Relay::new(
+        proxy,
+        id,
+        &parts.headers,
+        (incoming, exchange.connection),
+        watched,
+    );
     Response::from_parts(parts, GateBody::Relay(Box::new(relay)))
 }
 
@@ -122,7 +158,9 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, ProxyError> {
     if announced > limit {
         return Err(too_large());
     }
-    let Some(first) = next_chunk(&mut body).await? else { return Ok(Bytes::new()) };
+    let Some(first) = next_chunk(&mut body).await? else {
+        return Ok(Bytes::new());
+    };
     if body.is_end_stream() {
         return Ok(first);
     }

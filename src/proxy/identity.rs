@@ -62,11 +62,18 @@ pub enum Source {
 impl Source {
     /// The default list, parsed.
     pub fn defaults() -> Vec<Self> {
-        DEFAULT_SOURCES.iter().filter_map(|source| source.parse().ok()).collect()
+        DEFAULT_SOURCES
+            .iter()
+            .filter_map(|source| source.parse().ok())
+            .collect()
     }
 
     /// The program this source names, if it names one. `member` gives the value of a top-level key of the body.
-    pub fn read<'a>(&self, headers: &'a HeaderMap, member: impl Fn(&str) -> Option<&'a [u8]>) -> Option<Cow<'a, str>> {
+    pub fn read<'a>(
+        &self,
+        headers: &'a HeaderMap,
+        member: impl Fn(&str) -> Option<&'a [u8]>,
+    ) -> Option<Cow<'a, str>> {
         match self {
             Self::Header(name, narrower) => {
                 let session = header(headers, name)?;
@@ -99,7 +106,9 @@ fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 /// Follows `path` from `value` through nested objects. A value that is itself JSON in a string, as `vllm_xargs`
 /// carries objects, is followed inside.
 fn descend<'a>(value: &'a [u8], path: &[String]) -> Option<Cow<'a, str>> {
-    let Some((key, rest)) = path.split_first() else { return scan::scalar(value) };
+    let Some((key, rest)) = path.split_first() else {
+        return scan::scalar(value);
+    };
     if value.first() == Some(&b'"') {
         let inner = scan::scalar(value)?;
         return descend(inner.as_bytes(), path).map(|name| Cow::Owned(name.into_owned()));
@@ -151,7 +160,9 @@ mod tests {
             map.insert(*name, value.parse().unwrap());
         }
         let source: Source = source.parse().unwrap();
-        source.read(&map, |key| scan::find(body.as_bytes(), key.as_bytes())).map(Cow::into_owned)
+        source
+            .read(&map, |key| scan::find(body.as_bytes(), key.as_bytes()))
+            .map(Cow::into_owned)
     }
 
     #[test]
@@ -174,10 +185,18 @@ mod tests {
 
     #[test]
     fn null_empty_and_missing_name_no_program() {
-        for body in [r#"{"job_id":null}"#, r#"{"job_id":""}"#, "{}", r#"{"job_id":{}}"#] {
+        for body in [
+            r#"{"job_id":null}"#,
+            r#"{"job_id":""}"#,
+            "{}",
+            r#"{"job_id":{}}"#,
+        ] {
             assert_eq!(read("body:job_id", &[], body), None, "{body}");
         }
-        assert_eq!(read("header:x-session-id", &[("x-session-id", "  ")], "{}"), None);
+        assert_eq!(
+            read("header:x-session-id", &[("x-session-id", "  ")], "{}"),
+            None
+        );
     }
 
     #[test]
@@ -186,12 +205,21 @@ mod tests {
         let session = ("x-claude-code-session-id", "s");
         assert_eq!(read(source, &[session], "{}").as_deref(), Some("s"));
         let agent = ("x-claude-code-agent-id", "a");
-        assert_eq!(read(source, &[session, agent], "{}").as_deref(), Some("s/a"));
+        assert_eq!(
+            read(source, &[session, agent], "{}").as_deref(),
+            Some("s/a")
+        );
     }
 
     #[test]
     fn a_malformed_source_says_how_to_write_one() {
-        for text in ["program_id", "body:", "body:a..b", "header:two words", "cookie:x"] {
+        for text in [
+            "program_id",
+            "body:",
+            "body:a..b",
+            "header:two words",
+            "cookie:x",
+        ] {
             assert!(text.parse::<Source>().is_err(), "{text}");
         }
     }

@@ -51,7 +51,10 @@ pub struct Pool {
 impl Pool {
     /// An empty pool.
     pub const fn new(config: PoolConfig) -> Self {
-        Self { config, idle: Mutex::new(Vec::new()) }
+        Self {
+            config,
+            idle: Mutex::new(Vec::new()),
+        }
     }
 
     /// An idle connection that is still good, or a new one.
@@ -73,16 +76,25 @@ impl Pool {
     /// # Errors
     /// What the operating system said, or `TimedOut`.
     pub async fn connect(&self) -> io::Result<Connection> {
-        let stream = tokio::time::timeout(self.config.connect_timeout, TcpStream::connect(&self.config.address))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))??;
+        let stream = tokio::time::timeout(
+            self.config.connect_timeout,
+            TcpStream::connect(&self.config.address),
+        )
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))??;
         stream.set_nodelay(true)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
         let driver = tokio::spawn(async move {
             // An error here reaches the request as well, which reports it.
             drop(driver.await);
         });
-        Ok(Connection { sender, reused: false, _driver: AbortOnDropHandle::new(driver) })
+        Ok(Connection {
+            sender,
+            reused: false,
+            _driver: AbortOnDropHandle::new(driver),
+        })
     }
 
     /// Keeps a connection whose response was read to its end.
@@ -100,7 +112,10 @@ impl Pool {
     /// Closes connections that have idled too long; the oldest are at the bottom.
     pub fn reap(&self) {
         let mut idle = self.idle.lock();
-        let stale = idle.iter().take_while(|(_, since)| self.is_stale(*since)).count();
+        let stale = idle
+            .iter()
+            .take_while(|(_, since)| self.is_stale(*since))
+            .count();
         idle.drain(..stale);
     }
 

@@ -72,7 +72,11 @@ pub struct UsageSplice {
 impl UsageSplice {
     /// The body with the splice made: at most three slices, no copy.
     pub fn apply(&self, body: &Bytes) -> [Bytes; 3] {
-        [body.slice(..self.range.start), Bytes::from_static(self.insert), body.slice(self.range.end..)]
+        [
+            body.slice(..self.range.start),
+            Bytes::from_static(self.insert),
+            body.slice(self.range.end..),
+        ]
     }
 }
 
@@ -108,7 +112,11 @@ impl<'a> TopLevel<'a> {
         let mut top = Self::default();
         for member in Members::new(body) {
             let member = member?;
-            if sources.iter().any(|source| source.body_key().is_some_and(|key| key.as_bytes() == member.key)) {
+            if sources.iter().any(|source| {
+                source
+                    .body_key()
+                    .is_some_and(|key| key.as_bytes() == member.key)
+            }) {
                 top.identity.push(member.clone());
             }
             let slot = match member.key {
@@ -135,19 +143,35 @@ impl RequestView {
     ///
     /// # Errors
     /// [`ViewError`] for a body that is not a JSON object, and for a program name that is too long.
-    pub fn parse(api: Api, headers: &HeaderMap, body: &[u8], sources: &[Source]) -> Result<Self, ViewError> {
+    pub fn parse(
+        api: Api,
+        headers: &HeaderMap,
+        body: &[u8],
+        sources: &[Source],
+    ) -> Result<Self, ViewError> {
         let top = TopLevel::scan(body, sources)?;
         let value = |range: &Option<Range<usize>>| range.clone().map(|range| &body[range]);
         let stream = value(&top.stream) == Some(b"true");
         let program = program(headers, body, sources, &top.identity)?;
         let asks = api == Api::Completions && stream;
         Ok(Self {
-            model: value(&top.model).filter(|v| v.starts_with(b"\"")).and_then(scan::scalar).map(Into::into),
+            model: value(&top.model)
+                .filter(|v| v.starts_with(b"\""))
+                .and_then(scan::scalar)
+                .map(Into::into),
             stream,
             program,
-            last_step: last_step(value(&top.is_last_step), value(&top.extra_body), value(&top.nvext)),
+            last_step: last_step(
+                value(&top.is_last_step),
+                value(&top.extra_body),
+                value(&top.nvext),
+            ),
             shared: shared(value(&top.tools), value(&top.system), value(&top.messages)),
-            splice: if asks { usage_splice(body, top.stream_options) } else { None },
+            splice: if asks {
+                usage_splice(body, top.stream_options)
+            } else {
+                None
+            },
         })
     }
 }
@@ -159,10 +183,15 @@ fn program(
     members: &[Member<'_>],
 ) -> Result<Option<String>, ViewError> {
     let value = |key: &str| {
-        let member = members.iter().rfind(|member| member.key == key.as_bytes())?;
+        let member = members
+            .iter()
+            .rfind(|member| member.key == key.as_bytes())?;
         Some(&body[member.value.clone()])
     };
-    match sources.iter().find_map(|source| source.read(headers, value)) {
+    match sources
+        .iter()
+        .find_map(|source| source.read(headers, value))
+    {
         Some(name) if name.len() > MAX_NAME_BYTES => Err(ViewError::NameTooLong(name.len())),
         name => Ok(name.map(Into::into)),
     }
@@ -174,18 +203,28 @@ fn last_step(own: Option<&[u8]>, extra_body: Option<&[u8]>, nvext: Option<&[u8]>
     is_true(own)
         || is_true(extra_body.and_then(|extra| scan::find(extra, b"is_last_step")))
         || is_true(
-            nvext.and_then(|n| scan::find(n, b"agent_context")).and_then(|c| scan::find(c, b"trajectory_final")),
+            nvext
+                .and_then(|n| scan::find(n, b"agent_context"))
+                .and_then(|c| scan::find(c, b"trajectory_final")),
         )
 }
 
 /// Tools and system message stand first in a chat template, so programs of one kind share them.
-fn shared(tools: Option<&[u8]>, system: Option<&[u8]>, messages: Option<&[u8]>) -> Option<SharedBytes> {
+fn shared(
+    tools: Option<&[u8]>,
+    system: Option<&[u8]>,
+    messages: Option<&[u8]>,
+) -> Option<SharedBytes> {
     let first = messages.and_then(scan::first_element).filter(|message| {
         let role = scan::find(message, b"role");
         matches!(role, Some(b"\"system\"" | b"\"developer\""))
     });
     let parts = [tools, system, first];
-    let bytes = parts.iter().flatten().map(|part| part.len() as u64).sum::<u64>();
+    let bytes = parts
+        .iter()
+        .flatten()
+        .map(|part| part.len() as u64)
+        .sum::<u64>();
     if bytes == 0 {
         return None;
     }
@@ -193,18 +232,27 @@ fn shared(tools: Option<&[u8]>, system: Option<&[u8]>, messages: Option<&[u8]>) 
     for part in parts.iter().flatten() {
         hash.update(&xxh3_64(part).to_le_bytes());
     }
-    Some(SharedBytes { fingerprint: hash.digest(), bytes })
+    Some(SharedBytes {
+        fingerprint: hash.digest(),
+        bytes,
+    })
 }
 
 /// Where to write `include_usage` into a stream request; `None` if the client asks for usage itself.
 fn usage_splice(body: &[u8], options: Option<Range<usize>>) -> Option<UsageSplice> {
     let Some(options) = options else {
         let at = Members::body_start(body);
-        return Some(UsageSplice { range: at..at, insert: br#""stream_options":{"include_usage":true},"# });
+        return Some(UsageSplice {
+            range: at..at,
+            insert: br#""stream_options":{"include_usage":true},"#,
+        });
     };
     let text = &body[options.clone()];
     if text.first() != Some(&b'{') {
-        return Some(UsageSplice { range: options, insert: br#"{"include_usage":true}"# });
+        return Some(UsageSplice {
+            range: options,
+            insert: br#"{"include_usage":true}"#,
+        });
     }
     let mut empty = true;
     for member in Members::new(text).map_while(Result::ok) {
@@ -212,12 +260,22 @@ fn usage_splice(body: &[u8], options: Option<Range<usize>>) -> Option<UsageSplic
         if member.key == b"include_usage" {
             let value = &text[member.value.clone()];
             let range = options.start + member.value.start..options.start + member.value.end;
-            return (value != b"true").then_some(UsageSplice { range, insert: b"true" });
+            return (value != b"true").then_some(UsageSplice {
+                range,
+                insert: b"true",
+            });
         }
     }
     let at = options.start + 1;
-    let insert: &[u8] = if empty { br#""include_usage":true"# } else { br#""include_usage":true,"# };
-    Some(UsageSplice { range: at..at, insert })
+    let insert: &[u8] = if empty {
+        br#""include_usage":true"#
+    } else {
+        br#""include_usage":true,"#
+    };
+    Some(UsageSplice {
+        range: at..at,
+        insert,
+    })
 }
 
 #[cfg(test)]
@@ -225,7 +283,13 @@ mod tests {
     use super::*;
 
     fn view(body: &str) -> RequestView {
-        RequestView::parse(Api::Completions, &HeaderMap::new(), body.as_bytes(), &Source::defaults()).unwrap()
+        RequestView::parse(
+            Api::Completions,
+            &HeaderMap::new(),
+            body.as_bytes(),
+            &Source::defaults(),
+        )
+        .unwrap()
     }
 
     fn spliced(body: &str) -> serde_json::Value {
@@ -251,11 +315,16 @@ mod tests {
     #[test]
     fn programs_of_one_kind_share_a_fingerprint_and_others_do_not() {
         let body = |system: &str, user: &str| {
-            format!(r#"{{"messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":"{user}"}}]}}"#)
+            format!(
+                r#"{{"messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":"{user}"}}]}}"#
+            )
         };
         assert_eq!(view(&body("a", "x")).shared, view(&body("a", "y")).shared);
         assert_ne!(view(&body("a", "x")).shared, view(&body("b", "x")).shared);
-        assert_eq!(view(r#"{"messages":[{"role":"user","content":"x"}]}"#).shared, None);
+        assert_eq!(
+            view(r#"{"messages":[{"role":"user","content":"x"}]}"#).shared,
+            None
+        );
     }
 
     #[test]
@@ -277,7 +346,10 @@ mod tests {
             expected["stream_options"] = after["stream_options"].clone();
             assert_eq!(after, expected, "{body}");
         }
-        assert_eq!(view(r#"{"stream":true,"stream_options":{"include_usage":true}}"#).splice, None);
+        assert_eq!(
+            view(r#"{"stream":true,"stream_options":{"include_usage":true}}"#).splice,
+            None
+        );
         assert_eq!(view(r#"{"stream":false}"#).splice, None);
     }
 
@@ -294,11 +366,19 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-program-id", "from-header".parse().unwrap());
         let parse = |headers: &HeaderMap, body: &str| {
-            RequestView::parse(Api::Completions, headers, body.as_bytes(), &Source::defaults())
+            RequestView::parse(
+                Api::Completions,
+                headers,
+                body.as_bytes(),
+                &Source::defaults(),
+            )
         };
         let view = parse(&headers, r#"{"program_id":"from-body"}"#).unwrap();
         assert_eq!(view.program.as_deref(), Some("from-header"));
         let long = format!(r#"{{"job_id":"{}"}}"#, "x".repeat(2000));
-        assert_eq!(parse(&HeaderMap::new(), &long), Err(ViewError::NameTooLong(2000)));
+        assert_eq!(
+            parse(&HeaderMap::new(), &long),
+            Err(ViewError::NameTooLong(2000))
+        );
     }
 }

@@ -44,7 +44,10 @@ impl Body for GateBody {
     type Data = Bytes;
     type Error = axum::BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
             Self::Relay(relay) => Pin::new(relay.as_mut()).poll_frame(cx).map_err(Into::into),
             Self::Full(full) => Pin::new(full).poll_frame(cx).map_err(Into::into),

@@ -55,7 +55,11 @@ enum State {
 impl<'a> Members<'a> {
     /// Walks `text`, which must hold one object and nothing but white space around it.
     pub const fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0, state: State::Start }
+        Self {
+            text,
+            at: 0,
+            state: State::Start,
+        }
     }
 
     /// Byte offset just behind the object's opening brace, for a splice; valid once a call to `next` was made.
@@ -101,7 +105,11 @@ impl<'a> Members<'a> {
     fn close(&mut self) -> Result<(), ScanError> {
         self.state = State::Done;
         let end = skip_space(self.text, self.at + 1);
-        if end < self.text.len() { Err(ScanError::Syntax(end)) } else { Ok(()) }
+        if end < self.text.len() {
+            Err(ScanError::Syntax(end))
+        } else {
+            Ok(())
+        }
     }
 
     fn member(&mut self) -> Result<Member<'a>, ScanError> {
@@ -117,11 +125,17 @@ impl<'a> Members<'a> {
         let start = skip_space(self.text, self.at + 1);
         self.at = skip_value(self.text, start)?;
         self.state = State::AfterMember;
-        Ok(Member { key, value: start..self.at })
+        Ok(Member {
+            key,
+            value: start..self.at,
+        })
     }
 
     fn peek(&self) -> Result<u8, ScanError> {
-        self.text.get(self.at).copied().ok_or(ScanError::Truncated(self.text.len()))
+        self.text
+            .get(self.at)
+            .copied()
+            .ok_or(ScanError::Truncated(self.text.len()))
     }
 }
 
@@ -140,7 +154,9 @@ impl<'a> Iterator for Members<'a> {
 
 /// The value of the first member called `key`, if `text` is a well-formed object up to there.
 pub fn find<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let member = Members::new(text).map_while(Result::ok).find(|member| member.key == key)?;
+    let member = Members::new(text)
+        .map_while(Result::ok)
+        .find(|member| member.key == key)?;
     Some(&text[member.value])
 }
 
@@ -159,7 +175,9 @@ pub fn first_element(text: &[u8]) -> Option<&[u8]> {
 /// broken UTF-8 and containers.
 pub fn scalar(value: &[u8]) -> Option<Cow<'_, str>> {
     let text = match value.first()? {
-        b'"' if memchr::memchr(b'\\', value).is_some() => Cow::Owned(serde_json::from_slice(value).ok()?),
+        b'"' if memchr::memchr(b'\\', value).is_some() => {
+            Cow::Owned(serde_json::from_slice(value).ok()?)
+        }
         b'"' => Cow::Borrowed(std::str::from_utf8(&value[1..value.len() - 1]).ok()?),
         b'-' | b'0'..=b'9' | b't' | b'f' => Cow::Borrowed(std::str::from_utf8(value).ok()?),
         _ => return None,
@@ -178,7 +196,10 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
 fn skip_string(text: &[u8], open: usize) -> Result<usize, ScanError> {
     let mut at = open + 1;
     loop {
-        let Some(found) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) else {
+        let Some(found) = text
+            .get(at..)
+            .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
+        else {
             return Err(ScanError::Truncated(text.len()));
         };
         at += found;
@@ -245,7 +266,8 @@ mod tests {
     use super::*;
 
     fn keys(text: &str) -> Result<Vec<String>, ScanError> {
-        let keys = Members::new(text.as_bytes()).map(|m| m.map(|m| String::from_utf8_lossy(m.key).into_owned()));
+        let keys = Members::new(text.as_bytes())
+            .map(|m| m.map(|m| String::from_utf8_lossy(m.key).into_owned()));
         keys.collect()
     }
 
@@ -254,7 +276,11 @@ mod tests {
         let text = r#" {"a": {"x":"}]\""} , "b":[1,{"c":2}],"d" : null ,"e":-1.5e3, "f":"\\" } "#;
         assert_eq!(keys(text).unwrap(), ["a", "b", "d", "e", "f"]);
         assert_eq!(find(text.as_bytes(), b"b").unwrap(), br#"[1,{"c":2}]"#);
-        assert_eq!(find(text.as_bytes(), b"c"), None, "only the top level counts");
+        assert_eq!(
+            find(text.as_bytes(), b"c"),
+            None,
+            "only the top level counts"
+        );
         assert_eq!(keys("{}").unwrap(), [""; 0]);
     }
 
@@ -269,12 +295,18 @@ mod tests {
         assert_eq!(keys("{\"a\":1,}"), Err(ScanError::Syntax(7)));
         assert_eq!(keys(""), Err(ScanError::Truncated(0)));
         assert_eq!(keys("not json"), Err(ScanError::Syntax(3)));
-        assert_eq!(keys(&format!("{{\"a\":{}", "[".repeat(200))), Err(ScanError::TooDeep));
+        assert_eq!(
+            keys(&format!("{{\"a\":{}", "[".repeat(200))),
+            Err(ScanError::TooDeep)
+        );
     }
 
     #[test]
     fn scalars_read_as_text_and_nothing_else_does() {
-        assert_eq!(scalar(br#""tau2:retail:0""#).as_deref(), Some("tau2:retail:0"));
+        assert_eq!(
+            scalar(br#""tau2:retail:0""#).as_deref(),
+            Some("tau2:retail:0")
+        );
         assert_eq!(scalar(br#""a\u00e9\"b""#).as_deref(), Some("aé\"b"));
         assert_eq!(scalar(b"42").as_deref(), Some("42"));
         for nothing in [&b"null"[..], b"\"\"", b"{}", b"[]"] {

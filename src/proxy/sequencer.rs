@@ -13,8 +13,9 @@ use super::intern::{ProgramNames, ToolNames};
 use super::request::SharedBytes;
 use crate::policy::estimate::{PromptEstimator, PromptHistory};
 use crate::policy::{
-    Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome, Policy,
-    PolicySnapshot, ProgramId, ProgramView, RejectReason, RequestId, SharedPrefix, Time, Tokens, Usage,
+    Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
+    Policy, PolicySnapshot, ProgramId, ProgramView, RejectReason, RequestId, SharedPrefix, Time,
+    Tokens, Usage,
 };
 
 /// The most idle programs expired in one tick, so that a tick holds the lock for microseconds.
@@ -96,7 +97,11 @@ pub struct Ending<'a> {
 
 impl Ending<'_> {
     /// The client left.
-    pub const CANCELLED: Self = Self { outcome: Outcome::Cancelled, usage: None, tool: None };
+    pub const CANCELLED: Self = Self {
+        outcome: Outcome::Cancelled,
+        usage: None,
+        tool: None,
+    };
 }
 
 /// A program as `GET /programs` shows it.
@@ -217,17 +222,33 @@ impl Sequencer {
             let arrival = self.describe(request, program, arriving);
             self.tell(&Event::Arrive(arrival));
         }
-        Arrived { request, step_index, tool_gap, answer: self.answer(request) }
+        Arrived {
+            request,
+            step_index,
+            tool_gap,
+            answer: self.answer(request),
+        }
     }
 
-    fn describe(&self, request: RequestId, program: Option<ProgramId>, arriving: &Arriving<'_>) -> Arrival {
+    fn describe(
+        &self,
+        request: RequestId,
+        program: Option<ProgramId>,
+        arriving: &Arriving<'_>,
+    ) -> Arrival {
         let history = program.and_then(|id| self.program(id)?.history);
         let shared = arriving.shared.map(|shared| SharedPrefix {
             fingerprint: shared.fingerprint,
             tokens: self.estimator.estimate(None, shared.bytes),
         });
         let prompt = self.estimator.estimate(history, arriving.body_bytes);
-        Arrival { request, program, prompt, shared, last_step: arriving.last_step }
+        Arrival {
+            request,
+            program,
+            prompt,
+            shared,
+            last_step: arriving.last_step,
+        }
     }
 
     /// Ends a request, whatever state it is in: a held one is cancelled, a running one is over.
@@ -235,23 +256,38 @@ impl Sequencer {
         let now = self.advance(now);
         let slot = &mut self.requests[request.index()];
         let state = std::mem::replace(&mut slot.state, State::Free);
-        let (program, step_index, body_bytes, last_step) =
-            (slot.program, slot.step_index, slot.body_bytes, slot.last_step);
+        let (program, step_index, body_bytes, last_step) = (
+            slot.program,
+            slot.step_index,
+            slot.body_bytes,
+            slot.last_step,
+        );
         if let State::Admitted(backend) = state {
             self.in_flight[backend.index()] -= 1;
         }
-        if let (Some(usage), Outcome::Stop | Outcome::Length | Outcome::ToolCalls) = (ending.usage, ending.outcome) {
+        if let (Some(usage), Outcome::Stop | Outcome::Length | Outcome::ToolCalls) =
+            (ending.usage, ending.outcome)
+        {
             self.estimator.observe(body_bytes, usage.prompt);
         }
         self.held -= usize::from(matches!(state, State::Held { .. }));
         if matches!(state, State::Held { .. } | State::Admitted(_)) {
-            self.tell(&Event::Finish { request, outcome: ending.outcome, usage: ending.usage });
+            self.tell(&Event::Finish {
+                request,
+                outcome: ending.outcome,
+                usage: ending.usage,
+            });
         }
         self.free.push(request);
         if let Some(program) = program {
             let was_running = matches!(state, State::Admitted(_));
             self.end_step(now, program, step_index, body_bytes, was_running, ending);
-            self.settle(now, program, last_step && ending.outcome.is_success(), ending);
+            self.settle(
+                now,
+                program,
+                last_step && ending.outcome.is_success(),
+                ending,
+            );
         }
     }
 
@@ -265,7 +301,9 @@ impl Sequencer {
         was_running: bool,
         ending: &Ending<'_>,
     ) {
-        let Some(program) = self.programs[id.index()].as_mut() else { return };
+        let Some(program) = self.programs[id.index()].as_mut() else {
+            return;
+        };
         if was_running {
             program.running -= 1;
         } else {
@@ -276,7 +314,10 @@ impl Sequencer {
             program.has_finished = true;
             if let Some(usage) = ending.usage {
                 program.context = usage.context();
-                program.history = Some(PromptHistory { prompt: usage.prompt, body_bytes });
+                program.history = Some(PromptHistory {
+                    prompt: usage.prompt,
+                    body_bytes,
+                });
             }
         } else if program.next_step == step_index + 1 {
             // The client's retry is the same step.
@@ -286,7 +327,9 @@ impl Sequencer {
 
     /// With nothing in flight a program ends, or its tool gap begins.
     fn settle(&mut self, now: Time, id: ProgramId, done: bool, ending: &Ending<'_>) {
-        let Some(program) = self.programs[id.index()].as_mut() else { return };
+        let Some(program) = self.programs[id.index()].as_mut() else {
+            return;
+        };
         program.ending |= done;
         if program.held + program.running > 0 {
             return;
@@ -296,7 +339,9 @@ impl Sequencer {
         }
         self.idle.insert((now, id));
         if ending.outcome.is_success() {
-            let kind = ending.tool.map_or(GapKind::UserTurn, |name| GapKind::Tool(self.tools.intern(name)));
+            let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
+                GapKind::Tool(self.tools.intern(name))
+            });
             self.tell(&Event::ToolGap { program: id, kind });
         }
     }
@@ -304,8 +349,12 @@ impl Sequencer {
     /// Ends a program: at once if nothing of it is in flight, else with its last request. False if unknown.
     pub fn release(&mut self, now: Time, name: &str) -> bool {
         self.advance(now);
-        let Some(id) = self.names.get(name) else { return false };
-        let Some(program) = self.programs[id.index()].as_mut() else { return false };
+        let Some(id) = self.names.get(name) else {
+            return false;
+        };
+        let Some(program) = self.programs[id.index()].as_mut() else {
+            return false;
+        };
         if program.held + program.running > 0 {
             program.ending = true;
         } else {
@@ -320,7 +369,10 @@ impl Sequencer {
     pub fn backend(&mut self, now: Time, backend: BackendId, up: Option<Option<Tokens>>) {
         self.advance(now);
         self.tell(&match up {
-            Some(kv_capacity) => Event::BackendUp { backend, kv_capacity },
+            Some(kv_capacity) => Event::BackendUp {
+                backend,
+                kv_capacity,
+            },
             None => Event::BackendDown { backend },
         });
     }
@@ -340,11 +392,17 @@ impl Sequencer {
     /// Wakes the policy if it asked for it, and releases programs that have been idle for too long.
     pub fn tick(&mut self, now: Time) {
         let now = self.advance(now);
-        if self.policy.next_wakeup().is_some_and(|wakeup| wakeup.at <= now) {
+        if self
+            .policy
+            .next_wakeup()
+            .is_some_and(|wakeup| wakeup.at <= now)
+        {
             self.tell(&Event::Tick);
         }
         for _ in 0..EXPIRED_PER_TICK {
-            let Some(&(since, id)) = self.idle.first() else { break };
+            let Some(&(since, id)) = self.idle.first() else {
+                break;
+            };
             if now.since(since) < self.limits.program_idle {
                 break;
             }
@@ -356,7 +414,10 @@ impl Sequencer {
     /// When [`Sequencer::tick`] is next needed.
     pub fn next_deadline(&self) -> Option<Time> {
         let wakeup = self.policy.next_wakeup().map(|wakeup| wakeup.at);
-        let expiry = self.idle.first().map(|&(since, _)| since + self.limits.program_idle);
+        let expiry = self
+            .idle
+            .first()
+            .map(|&(since, _)| since + self.limits.program_idle);
         wakeup.into_iter().chain(expiry).min()
     }
 
@@ -376,7 +437,11 @@ impl Sequencer {
             }
             self.refuse(index, Refusal::Draining);
             let request = RequestId(u32::try_from(index).unwrap_or(u32::MAX));
-            self.tell(&Event::Finish { request, outcome: Outcome::Failed, usage: None });
+            self.tell(&Event::Finish {
+                request,
+                outcome: Outcome::Failed,
+                usage: None,
+            });
             refused += 1;
         }
         refused
@@ -404,7 +469,11 @@ impl Sequencer {
 
     /// Every program, in id order. O(programs).
     pub fn programs(&self) -> Vec<ProgramStatus> {
-        let known = self.programs.iter().zip(0..).filter_map(|(program, id)| Some((program.as_ref()?, ProgramId(id))));
+        let known = self
+            .programs
+            .iter()
+            .zip(0..)
+            .filter_map(|(program, id)| Some((program.as_ref()?, ProgramId(id))));
         known
             .map(|(program, id)| ProgramStatus {
                 name: program.name.clone(),
@@ -462,7 +531,9 @@ impl Sequencer {
 
     /// Counts a request in; it is not yet decided, which counts as held.
     fn begin_step(&mut self, now: Time, id: ProgramId) -> (u32, Option<Duration>) {
-        let Some(program) = self.programs[id.index()].as_mut() else { return (0, None) };
+        let Some(program) = self.programs[id.index()].as_mut() else {
+            return (0, None);
+        };
         let alone = program.held + program.running == 0;
         if alone {
             self.idle.remove(&(program.idle_since, id));
@@ -476,7 +547,9 @@ impl Sequencer {
 
     /// Tells the policy and forgets the name. Nothing of the program is in flight.
     fn forget(&mut self, id: ProgramId) {
-        let Some(program) = self.programs[id.index()].take() else { return };
+        let Some(program) = self.programs[id.index()].take() else {
+            return;
+        };
         self.names.remove(&program.name);
         self.tell(&Event::Release { program: id });
     }
@@ -528,7 +601,10 @@ impl Sequencer {
 
     fn admit(&mut self, index: usize, backend: BackendId) {
         let slot = &mut self.requests[index];
-        if let Some(program) = slot.program.and_then(|id| self.programs[id.index()].as_mut()) {
+        if let Some(program) = slot
+            .program
+            .and_then(|id| self.programs[id.index()].as_mut())
+        {
             program.held -= 1;
             program.running += 1;
             program.backend = Some(backend);
@@ -547,21 +623,251 @@ impl Sequencer {
         match &mut self.requests[index].state {
             State::Held { reason, .. } => *reason = why,
             state => {
-                *state = State::Held { reason: why, waiter: None };
+                *state = State::Held {
+                    reason: why,
+                    waiter: None,
+                };
                 self.held += 1;
             }
         }
     }
 
     fn notify(&mut self, before: State, verdict: Verdict) {
-        let State::Held { waiter, .. } = before else { return };
+        let State::Held { waiter, .. } = before else {
+            return;
+        };
         self.held -= 1;
-        // A receiver that is gone means that its task is about to finish the request.
         if let Some(waiter) = waiter {
-            drop(waiter.send(verdict));
+            // A receiver that is gone means that its task is about to finish the request.
+            let _gone = waiter.send(verdict);
         }
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::policy::Wakeup;
+
+    /// Holds everything until a tick, and notes what it is told.
+    #[derive(Debug, Default)]
+    struct Valve {
+        held: Vec<RequestId>,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Policy for Valve {
+        fn handle(&mut self, _now: Time, event: &Event, out: &mut Decisions) {
+            let word = match event {
+                Event::Arrive(arrival) => {
+                    self.held.push(arrival.request);
+                    out.hold(arrival.request, HoldReason::NoRoom);
+                    "arrive"
+                }
+                Event::Tick => {
+                    for request in self.held.drain(..) {
+                        out.admit(request, BackendId(0));
+                    }
+                    "tick"
+                }
+                Event::Finish {
+                    request, outcome, ..
+                } => {
+                    self.held.retain(|held| held != request);
+                    outcome.as_str()
+                }
+                Event::ToolGap {
+                    kind: GapKind::UserTurn,
+                    ..
+                } => "user turn",
+                Event::ToolGap { .. } => "tool gap",
+                Event::Release { .. } => "release",
+                _ => return,
+            };
+            self.told.lock().unwrap().push(word.to_owned());
+        }
+
+        fn next_wakeup(&self) -> Option<Wakeup> {
+            (!self.held.is_empty()).then_some(Wakeup {
+                at: Time::from_millis(100),
+                why: "test",
+            })
+        }
+
+        fn snapshot(&self) -> PolicySnapshot {
+            PolicySnapshot::default()
+        }
+    }
+
+    const MS: fn(u64) -> Time = Time::from_millis;
+    const SERVED: Ending<'_> = Ending {
+        outcome: Outcome::Stop,
+        usage: None,
+        tool: None,
+    };
+
+    fn sequencer(max_programs: usize) -> (Sequencer, impl Fn() -> Vec<String>) {
+        let valve = Valve::default();
+        let told = Arc::clone(&valve.told);
+        let limits = Limits {
+            program_idle: Duration::from_secs(60),
+            max_programs,
+        };
+        (Sequencer::new(Box::new(valve), 1, limits), move || {
+            std::mem::take(&mut *told.lock().unwrap())
+        })
+    }
+
+    fn step(program: Option<&str>) -> Arriving<'_> {
+        Arriving {
+            program,
+            body_bytes: 400,
+            shared: None,
+            last_step: false,
+        }
+    }
+
+    fn verdict(arrived: Arrived) -> oneshot::Receiver<Verdict> {
+        match arrived.answer {
+            Answer::Held(_, verdict) => verdict,
+            Answer::Now(verdict) => panic!("not held: {verdict:?}"),
+        }
+    }
+
+    #[test]
+    fn a_held_request_hears_of_its_admission() {
+        let (mut sequencer, told) = sequencer(10);
+        let arrived = sequencer.arrive(MS(0), &step(Some("a")));
+        let request = arrived.request;
+        let mut waiting = verdict(arrived);
+        assert!(waiting.try_recv().is_err());
+        assert_eq!((sequencer.held(), sequencer.open()), (1, 1));
+        sequencer.tick(MS(100));
+        assert_eq!(waiting.try_recv(), Ok(Verdict::Admit(BackendId(0))));
+        assert_eq!((sequencer.held(), sequencer.in_flight()[0]), (0, 1));
+        sequencer.finish(MS(200), request, &SERVED);
+        assert_eq!((sequencer.open(), sequencer.in_flight()[0]), (0, 0));
+        assert_eq!(told(), ["arrive", "tick", "stop", "user turn"]);
+    }
+
+    #[test]
+    fn a_client_that_leaves_while_held_is_never_admitted() {
+        let (mut sequencer, told) = sequencer(10);
+        let arrived = sequencer.arrive(MS(0), &step(Some("a")));
+        sequencer.finish(MS(1), arrived.request, &Ending::CANCELLED);
+        sequencer.tick(MS(100));
+        assert_eq!(
+            (sequencer.held(), sequencer.open(), sequencer.in_flight()[0]),
+            (0, 0, 0)
+        );
+        assert_eq!(told(), ["arrive", "cancelled"]);
+    }
+
+    #[test]
+    fn a_retry_is_the_same_step_and_the_next_one_is_not() {
+        let (mut sequencer, _) = sequencer(10);
+        let mut run = |at: u64, ending: &Ending<'_>| {
+            let arrived = sequencer.arrive(MS(at), &step(Some("a")));
+            sequencer.tick(MS(at + 100));
+            sequencer.finish(MS(at + 200), arrived.request, ending);
+            (arrived.step_index, arrived.tool_gap)
+        };
+        assert_eq!(run(0, &Ending::CANCELLED), (0, None));
+        assert_eq!(run(1000, &SERVED), (0, None));
+        assert_eq!(run(3000, &SERVED), (1, Some(Duration::from_millis(1800))));
+    }
+
+    #[test]
+    fn a_release_with_a_request_in_flight_waits_for_it() {
+        let (mut sequencer, told) = sequencer(10);
+        let arrived = sequencer.arrive(MS(0), &step(Some("a")));
+        assert!(sequencer.release(MS(1), "a"));
+        assert_eq!(sequencer.program_count(), 1);
+        sequencer.tick(MS(100));
+        sequencer.finish(MS(200), arrived.request, &SERVED);
+        assert_eq!(sequencer.program_count(), 0);
+        assert_eq!(told(), ["arrive", "tick", "stop", "release"]);
+        assert!(!sequencer.release(MS(201), "a"), "already gone");
+    }
+
+    #[test]
+    fn the_last_step_ends_its_program_only_if_it_was_served() {
+        let (mut sequencer, _) = sequencer(10);
+        let last = Arriving {
+            last_step: true,
+            ..step(Some("a"))
+        };
+        for (ending, left) in [(Ending::CANCELLED, 1), (SERVED, 0)] {
+            let arrived = sequencer.arrive(MS(0), &last);
+            sequencer.tick(MS(100));
+            sequencer.finish(MS(200), arrived.request, &ending);
+            assert_eq!(sequencer.program_count(), left);
+        }
+    }
+
+    #[test]
+    fn an_idle_program_expires_and_a_busy_one_does_not() {
+        let (mut sequencer, _) = sequencer(10);
+        let idle = sequencer.arrive(MS(0), &step(Some("idle")));
+        sequencer.tick(MS(100));
+        sequencer.finish(MS(200), idle.request, &SERVED);
+        sequencer.arrive(MS(300), &step(Some("busy")));
+        sequencer.tick(MS(60_199));
+        assert_eq!(sequencer.program_count(), 2);
+        sequencer.tick(MS(60_200));
+        assert_eq!(sequencer.program_count(), 1);
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_longest_idle_program_and_never_a_busy_one() {
+        let (mut sequencer, _) = sequencer(1);
+        let first = sequencer.arrive(MS(0), &step(Some("a")));
+        let second = sequencer.arrive(MS(1), &step(Some("b")));
+        assert_eq!(sequencer.program_count(), 1, "b passes without a place");
+        for request in [first.request, second.request] {
+            sequencer.finish(MS(2), request, &Ending::CANCELLED);
+        }
+        sequencer.arrive(MS(3), &step(Some("c")));
+        let names: Vec<_> = sequencer.programs().into_iter().map(|p| p.name).collect();
+        assert_eq!(names, ["c".into()]);
+    }
+
+    #[test]
+    fn requests_without_identity_are_not_pooled_into_one_program() {
+        let (mut sequencer, _) = sequencer(10);
+        sequencer.arrive(MS(0), &step(None));
+        sequencer.arrive(MS(0), &step(None));
+        assert_eq!((sequencer.open(), sequencer.program_count()), (2, 0));
+    }
+
+    #[test]
+    fn a_drain_refuses_newcomers_at_once_and_the_held_when_told() {
+        let (mut sequencer, told) = sequencer(10);
+        let arrived = sequencer.arrive(MS(0), &step(Some("a")));
+        let request = arrived.request;
+        let mut waiting = verdict(arrived);
+        sequencer.start_draining();
+        let late = sequencer.arrive(MS(1), &step(Some("b")));
+        assert!(matches!(
+            late.answer,
+            Answer::Now(Verdict::Refuse(Refusal::Draining))
+        ));
+        assert!(
+            waiting.try_recv().is_err(),
+            "a held request keeps its place"
+        );
+        assert_eq!(sequencer.refuse_held(MS(2)), 1);
+        assert_eq!(waiting.try_recv(), Ok(Verdict::Refuse(Refusal::Draining)));
+        for request in [request, late.request] {
+            sequencer.finish(MS(3), request, &Ending::CANCELLED);
+        }
+        assert_eq!((sequencer.open(), sequencer.held()), (0, 0));
+        assert_eq!(
+            told(),
+            ["arrive", "failed"],
+            "the policy hears of each request once"
+        );
+    }
+}

@@ -29,11 +29,38 @@ pub struct Proxy {
 
 impl Proxy {
     /// The shared state of a gate that is ready as soon as a backend is.
-    pub fn new(config: Config, gate: Gate, backends: Box<[Backend]>, recorder: Recorder) -> Self {
+    ///
+    /// # Errors
+    /// A metric that cannot be registered.
+    pub fn new(
+        config: Config,
+        gate: Gate,
+        backends: Box<[Backend]>,
+        recorder: Recorder,
+    ) -> prometheus::Result<Self> {
         let names: Vec<String> = backends.iter().map(Backend::name).collect();
         let policy_name = gate.with(|sequencer, _| sequencer.snapshot().policy);
         let ready = AtomicBool::new(true);
-        Self { config, gate, backends, recorder, gauges: Gauges::new(&names), policy_name, ready }
+        let gauges = Gauges::new(&names)?;
+        Ok(Self {
+            config,
+            gate,
+            backends,
+            recorder,
+            gauges,
+            policy_name,
+            ready,
+        })
+    }
+
+    /// Brings the series that are read and not counted up to date.
+    pub fn update_gauges(&self) {
+        self.gauges
+            .policy(&self.gate.with(|sequencer, _| sequencer.snapshot()));
+        self.gauges.records_dropped(self.recorder.dropped());
+        for backend in &self.backends {
+            self.gauges.backend_up(backend.id, backend.is_up());
+        }
     }
 
     /// The backend with this id.
@@ -56,6 +83,10 @@ impl Proxy {
         let cause = |backend: &Backend| format!("{}: {}", backend.url, backend.status().cause);
         let down = self.backends.iter().filter(|backend| !backend.is_up());
         let causes: Vec<String> = down.map(cause).collect();
-        if causes.is_empty() { "none is configured".to_owned() } else { causes.join("; ") }
+        if causes.is_empty() {
+            "none is configured".to_owned()
+        } else {
+            causes.join("; ")
+        }
     }
 }

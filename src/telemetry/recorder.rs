@@ -92,6 +92,11 @@ impl Recorder {
         Self(None)
     }
 
+    /// Whether records go anywhere, so that a caller need not build those that do not.
+    pub const fn is_enabled(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn with_queue_limit(dir: &Path, limit: usize) -> io::Result<Self> {
         let files = Files::open(dir)?;
         let (queue, inbox) = sync_channel(limit);
