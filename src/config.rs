@@ -303,17 +303,10 @@ fn policy_config(
     table: Option<toml::Value>,
     path: Option<&Path>,
 ) -> Result<policy::Config, ConfigError> {
-    let unknown = || {
-        ConfigError::new(format!("policy: {name:?} is unknown; choose one of {}", policy::Config::NAMES.join(", ")))
-    };
-    let default = policy::Config::by_name(name).ok_or_else(unknown)?;
-    let config = match table {
-        None => default,
-        Some(table) => default
-            .overlay(table)
-            .map_err(|error: toml::de::Error| explain(path, &format!("[{name}] {}", error.message())))?,
-    };
-    config.validate().map_err(|problem| ConfigError::new(format!("[{name}] {problem}")))?;
+    let table = table.unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
+    let config = policy::Config::deserialize(name, table)
+        .map_err(|error| explain(path, &format!("policy {name}: {}", error.message())))?;
+    config.validate().map_err(ConfigError::new)?;
     Ok(config)
 }
 

@@ -25,7 +25,8 @@ pub mod waiting;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use checked::Checked;
 pub use decision::{Decision, Decisions, HoldReason, RejectReason, Wakeup};
@@ -94,7 +95,8 @@ pub struct ProgramView {
 /// The registry: every policy and its configuration.
 ///
 /// Adding a variant makes the compiler name each place that must know it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Config {
     /// Admit at once, to the backend with the fewest requests in flight.
     Baseline(baseline::Config),
@@ -124,6 +126,19 @@ impl Config {
             Self::Baseline(_) => baseline::NAME,
             Self::ThunderReact(_) => thunderreact::NAME,
             Self::Continuum(_) => continuum::NAME,
+        }
+    }
+
+    /// The policy called `name`, with the settings that `table` holds and the defaults for the rest.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown key, or a value of the wrong type, as the deserialiser words it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(name: &str, table: D) -> Result<Self, D::Error> {
+        match name {
+            baseline::NAME => Deserialize::deserialize(table).map(Self::Baseline),
+            thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
+            continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
+            _ => Err(D::Error::custom(format!("unknown policy {name:?}; choose one of {}", Self::NAMES.join(", ")))),
         }
     }
 

@@ -183,3 +183,132 @@ fn unescaped(raw: &str) -> Cow<'_, str> {
     }
     Cow::Owned(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn only(line: &str) -> Result<Sample<'_>, LineError> {
+        let mut all = samples(line);
+        let first = all.next().expect("one line");
+        assert_eq!(all.next(), None);
+        first
+    }
+
+    #[test]
+    fn a_sample_has_its_parts() {
+        let sample =
+            only("vllm:x_total{engine=\"0\", le=\"+Inf\",} 1e-05 1395066363000\r").unwrap();
+        assert_eq!(sample.name, "vllm:x_total");
+        assert_eq!(sample.series, "vllm:x_total{engine=\"0\", le=\"+Inf\",}");
+        assert_eq!(sample.labels, "engine=\"0\", le=\"+Inf\"");
+        assert_eq!(
+            sample.raw_labels().collect::<Vec<_>>(),
+            [("engine", "0"), ("le", "+Inf")]
+        );
+        assert_eq!(sample.value.to_bits(), 1e-5_f64.to_bits());
+        assert_eq!(sample.raw_value, "1e-05");
+        assert_eq!(sample.timestamp_ms, Some(1_395_066_363_000));
+    }
+
+    #[test]
+    fn nan_and_the_infinities_are_values() {
+        assert!(only("a NaN").unwrap().value.is_nan());
+        for (word, sign) in [("+Inf", 1.0), ("-Inf", -1.0), ("Inf", 1.0)] {
+            let value = only(&format!("a {word}")).unwrap().value;
+            assert!(
+                value.is_infinite() && value.signum().to_bits() == f64::to_bits(sign),
+                "{word}"
+            );
+        }
+    }
+
+    #[test]
+    fn labels_may_hold_braces_quotes_and_line_feeds() {
+        let sample = only(r#"m{a="x} 1",b="\\\"q\"\n",c=""} 2"#).unwrap();
+        assert_eq!(sample.label("a").as_deref(), Some("x} 1"));
+        assert_eq!(sample.label("b").as_deref(), Some("\\\"q\"\n"));
+        assert_eq!(sample.label("c").as_deref(), Some(""));
+        assert_eq!(sample.label("d"), None);
+        assert_eq!(sample.raw_value, "2");
+    }
+
+    #[test]
+    fn a_bad_line_is_one_error_and_the_next_line_is_read() {
+        let text =
+            "a None\n{} 1\nb{x=1} 1\nc{x=\"1\" 1\nd\ne 1 now\nf 1 2 3\n\n# HELP g text\ng 7\n";
+        let all: Vec<_> = samples(text).collect();
+        let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+        let told: Vec<_> = bad
+            .into_iter()
+            .filter_map(Result::err)
+            .map(|error| error.to_string())
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "line 1: bad value \"None\" of a",
+                "line 2: no metric name",
+                "line 3: bad labels of b",
+                "line 4: bad labels of c",
+                "line 5: bad value \"\" of d",
+                "line 6: bad timestamp of e",
+                "line 7: bad timestamp of f",
+            ]
+        );
+        assert_eq!(good.len(), 1);
+    }
+
+    #[test]
+    fn every_line_of_a_real_server_is_read() {
+        for text in [
+            include_str!("../../tests/fixtures/vllm/metrics.txt"),
+            include_str!("../../tests/fixtures/vllm/rust-frontend/metrics.response.txt"),
+        ] {
+            let body = text.lines().skip_while(|line| !line.starts_with('#'));
+            let body: Vec<_> = body.collect();
+            let expected = body.iter().filter(|line| !line.starts_with('#')).count();
+            let body = body.join("\n");
+            assert_eq!(samples(&body).filter(Result::is_ok).count(), expected);
+            assert!(expected > 100);
+        }
+    }
+
+    fn escape(label: &str) -> String {
+        label
+            .replace('\\', r"\\")
+            .replace('"', "\\\"")
+            .replace('\n', r"\n")
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "([a{}=\",\\\\ #:0\n]|\\PC){0,80}") {
+            for sample in samples(&text).flatten() {
+                let _labels = sample.raw_labels().count();
+                let _label = sample.label("a");
+            }
+        }
+
+        #[test]
+        fn what_is_printed_parses_back(
+            name in "[a-z_:][a-z0-9_:]{0,12}",
+            labels in proptest::collection::vec(("[a-z]{1,6}", "([\"\\\\{}=,\n ]|\\PC){0,10}"), 0..4),
+            value: f64,
+            timestamp: Option<i64>,
+        ) {
+            let inside: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+            let stamp = timestamp.map(|stamp| format!(" {stamp}")).unwrap_or_default();
+            let line = format!("{name}{{{}}} {value:e}{stamp}", inside.join(","));
+            // A line feed inside a label is escaped, so the sample stays on one line.
+            let sample = only(&line).unwrap();
+            prop_assert_eq!(sample.name, &name);
+            prop_assert!(sample.value.to_bits() == value.to_bits() || value.is_nan());
+            prop_assert_eq!(sample.timestamp_ms, timestamp);
+            let read: Vec<_> = sample.raw_labels().map(|(key, raw)| (key.to_owned(), unescaped(raw).into_owned())).collect();
+            prop_assert_eq!(read, labels);
+        }
+    }
+}

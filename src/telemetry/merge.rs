@@ -141,3 +141,59 @@ fn escaped(label: &str) -> String {
         .replace('"', "\\\"")
         .replace('\n', r"\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Scrape;
+
+    const REAL: &str = include_str!("../../tests/fixtures/vllm/metrics.txt");
+
+    #[test]
+    fn one_backends_lines_stand_as_they_are() {
+        let merged = merge_backends(&[("http://a", REAL)]);
+        let expected: Vec<&str> = REAL.lines().filter(|line| line.contains("vllm:")).collect();
+        assert_eq!(merged.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(Scrape::parse(&merged), Scrape::parse(REAL));
+    }
+
+    #[test]
+    fn several_backends_share_a_familys_comments_and_are_told_apart_by_a_label() {
+        let a = "# HELP vllm:h Help of a.\n# TYPE vllm:h histogram\nvllm:h_bucket{le=\"1\"} 2\nvllm:h_sum 0.5\n\
+                 # TYPE vllm:g gauge\nvllm:g 1 1700000000000\nprocess_cpu 3\n";
+        let b = "# HELP vllm:h Help of b.\n# TYPE vllm:h histogram\nvllm:h_bucket{le=\"1\"} 4\nvllm:bad None\n\
+                 # TYPE vllm:new counter\nvllm:new_total{x=\"y\"} 9\n";
+        let merged = merge_backends(&[("http://a:1", a), ("b\"\\", b)]);
+        let expected = "# HELP vllm:h Help of a.\n# TYPE vllm:h histogram\n\
+                        vllm:h_bucket{backend=\"http://a:1\",le=\"1\"} 2\nvllm:h_sum{backend=\"http://a:1\"} 0.5\n\
+                        vllm:h_bucket{backend=\"b\\\"\\\\\",le=\"1\"} 4\n\
+                        # TYPE vllm:g gauge\nvllm:g{backend=\"http://a:1\"} 1 1700000000000\n\
+                        # TYPE vllm:new counter\nvllm:new_total{backend=\"b\\\"\\\\\",x=\"y\"} 9\n";
+        assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn two_real_backends_keep_every_sample_and_sum_up() {
+        let merged = merge_backends(&[("http://a", REAL), ("http://b", REAL)]);
+        let count = |text: &str| {
+            exposition::samples(text)
+                .flatten()
+                .filter(|s| s.name.starts_with("vllm:"))
+                .count()
+        };
+        assert_eq!(count(&merged), 2 * count(REAL));
+        let types = |text: &str| {
+            text.lines()
+                .filter(|line| line.starts_with("# TYPE vllm:"))
+                .count()
+        };
+        assert_eq!(types(&merged), types(REAL));
+        let both = Scrape::parse(&merged);
+        assert_eq!(both.prefix_hits, 2 * Scrape::parse(REAL).prefix_hits);
+    }
+
+    #[test]
+    fn no_backend_gives_no_lines() {
+        assert_eq!(merge_backends(&[]), "");
+    }
+}

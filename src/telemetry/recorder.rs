@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,7 +84,16 @@ impl Recorder {
     /// # Errors
     /// When `dir` or a file in it cannot be made or written; the message names it.
     pub fn create(dir: &Path) -> io::Result<Self> {
-        Self::with_queue_limit(dir, QUEUE_LIMIT)
+        let files = Files::open(dir)?;
+        let (queue, inbox) = sync_channel(QUEUE_LIMIT);
+        let writer = std::thread::Builder::new()
+            .name("recorder".to_owned())
+            .spawn(move || files.write_all_from(&inbox))?;
+        Ok(Self(Some(Arc::new(Shared {
+            queue,
+            dropped: AtomicU64::new(0),
+            writer: Mutex::new(Some(writer)),
+        }))))
     }
 
     /// A recorder that keeps nothing.
@@ -95,19 +104,6 @@ impl Recorder {
     /// Whether records go anywhere, so that a caller need not build those that do not.
     pub const fn is_enabled(&self) -> bool {
         self.0.is_some()
-    }
-
-    fn with_queue_limit(dir: &Path, limit: usize) -> io::Result<Self> {
-        let files = Files::open(dir)?;
-        let (queue, inbox) = sync_channel(limit);
-        let writer = std::thread::Builder::new()
-            .name("recorder".to_owned())
-            .spawn(move || files.write_all_from(&inbox))?;
-        Ok(Self(Some(Arc::new(Shared {
-            queue,
-            dropped: AtomicU64::new(0),
-            writer: Mutex::new(Some(writer)),
-        }))))
     }
 
     /// Hands over the record of a request that is over. Never waits.
@@ -235,7 +231,6 @@ fn append_to(path: &Path) -> io::Result<BufWriter<File>> {
 }
 
 fn named(error: &io::Error, act: &str, path: &Path) -> io::Error {
-    let path = PathBuf::from(path);
     io::Error::new(
         error.kind(),
         format!("cannot {act} {}: {error}", path.display()),
@@ -333,4 +328,146 @@ const fn civil_from_days(days: u64) -> (u64, u64, u64) {
     };
     let year = era * 400 + year_of_era + (month <= 2) as u64;
     (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(index: u32) -> StepRecord {
+        StepRecord {
+            step_index: index,
+            ..StepRecord::default()
+        }
+    }
+
+    fn row(scrape: Option<Scrape>) -> KvRow {
+        KvRow {
+            at_s: 1_795_489_069.75,
+            backend: "http://127.0.0.1:8000".to_owned(),
+            port: 8000,
+            scrape,
+            held: 4,
+            policy: "baseline",
+            values: vec![("alpha", 0.5), ("beta", f64::NAN)],
+        }
+    }
+
+    fn scrape() -> Scrape {
+        Scrape::parse(
+            "vllm:gpu_cache_usage_perc{engine=\"0\",model_name=\"m\"} 1e-05\n\
+             vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"m\"} 1e-05\nvllm:num_requests_running 2\n",
+        )
+    }
+
+    fn read(dir: &Path, file: &str) -> String {
+        std::fs::read_to_string(dir.join(file)).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_lost_when_the_recorder_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("a/run");
+        let recorder = Recorder::create(&run).unwrap();
+        let clone = recorder.clone();
+        for index in 0..1000 {
+            clone.step(step(index));
+        }
+        recorder.close().unwrap();
+        assert_eq!(clone.dropped(), 0);
+        let steps: Vec<StepRecord> = read(&run, STEPS_FILE)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(steps, (0..1000).map(step).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn records_after_the_close_are_counted_as_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(dir.path()).unwrap();
+        let late = recorder.clone();
+        recorder.close().unwrap();
+        late.step(step(0));
+        assert_eq!(late.dropped(), 1);
+        late.close().unwrap();
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts_and_never_waits() {
+        let (queue, inbox) = sync_channel(2);
+        let recorder = Recorder(Some(Arc::new(Shared {
+            queue,
+            dropped: AtomicU64::new(0),
+            writer: Mutex::new(None),
+        })));
+        for index in 0..5 {
+            recorder.step(step(index));
+        }
+        assert_eq!(recorder.dropped(), 3);
+        assert_eq!(inbox.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn the_series_has_the_references_layout_and_its_header_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let recorder = Recorder::create(dir.path()).unwrap();
+            recorder.kv(row(Some(scrape())));
+            recorder.kv(row(None));
+            recorder.close().unwrap();
+        }
+        let rows = "2026-11-24T02:57:49+00:00,1795489069,8000,vllm:gpu_cache_usage_perc{engine=\"0\";model_name=\"m\"},1e-05\n\
+                    2026-11-24T02:57:49+00:00,1795489069,8000,vllm:kv_cache_usage_perc{engine=\"0\";model_name=\"m\"},1e-05\n\
+                    2026-11-24T02:57:49+00:00,1795489069,8000,vllm:kv_cache_usage_perc,NaN\n";
+        let expected = format!("ts_iso,ts_unix,port,metric,value\n{rows}{rows}");
+        assert_eq!(read(dir.path(), KV_SERIES_FILE), expected);
+    }
+
+    #[test]
+    fn a_wide_sample_has_the_policys_state_and_null_where_nothing_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(dir.path()).unwrap();
+        recorder.kv(row(Some(scrape())));
+        recorder.kv(row(None));
+        recorder.close().unwrap();
+        let lines: Vec<serde_json::Value> = read(dir.path(), KV_SAMPLES_FILE)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let good = serde_json::json!({
+            "ts": 1_795_489_069.75, "backend": "http://127.0.0.1:8000", "kv_usage": 1e-5, "running": 2, "waiting": 0,
+            "preemptions": 0, "prefix_hits": 0, "prefix_queries": 0, "held": 4, "policy": "baseline",
+            "values": {"alpha": 0.5, "beta": null},
+        });
+        assert_eq!(lines[0], good);
+        assert_eq!(lines[1]["kv_usage"], serde_json::Value::Null);
+        assert_eq!(lines[1]["held"], 4);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let run = file.join("run");
+        let error = Recorder::create(&run).unwrap_err().to_string();
+        assert!(error.contains(&run.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_disabled_recorder_keeps_nothing() {
+        let recorder = Recorder::disabled();
+        recorder.step(step(0));
+        assert_eq!(recorder.dropped(), 0);
+        recorder.close().unwrap();
+    }
+
+    #[test]
+    fn dates_follow_the_calendar() {
+        assert_eq!(iso_utc(0.0), "1970-01-01T00:00:00+00:00");
+        assert_eq!(iso_utc(951_782_400.0), "2000-02-29T00:00:00+00:00");
+        assert_eq!(iso_utc(1_709_251_199.0), "2024-02-29T23:59:59+00:00");
+        assert_eq!(iso_utc(4_107_542_400.0), "2100-03-01T00:00:00+00:00");
+    }
 }

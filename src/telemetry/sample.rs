@@ -160,3 +160,118 @@ impl Counter {
 fn count(value: f64) -> u32 {
     u32::try_from(Tokens::from_f64(value).0).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REAL: &str = include_str!("../../tests/fixtures/vllm/metrics.txt");
+    const RUST_FRONT_END: &str =
+        include_str!("../../tests/fixtures/vllm/rust-frontend/metrics.response.txt");
+
+    fn ratio(value: f64) -> Option<Ratio> {
+        Ratio::new(value)
+    }
+
+    #[test]
+    fn a_real_scrape_is_read_whole() {
+        let expected = Scrape {
+            kv_usage: ratio(0.0),
+            running: 0,
+            waiting: 0,
+            preemptions: 5,
+            prefix_hits: 9856,
+            prefix_queries: 37546,
+            kv_capacity: Some(Tokens(5120)),
+            block_size: Some(32),
+            usage_lines: vec![UsageLine {
+                metric: "vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"tiny\"}".to_owned(),
+                value: "0.0".to_owned(),
+            }],
+        };
+        assert_eq!(Scrape::parse(REAL), expected);
+    }
+
+    #[test]
+    fn a_server_without_cache_config_says_nothing_of_its_capacity() {
+        let scrape = Scrape::parse(RUST_FRONT_END);
+        assert_eq!((scrape.prefix_hits, scrape.prefix_queries), (2912, 4914));
+        assert_eq!((scrape.kv_capacity, scrape.block_size), (None, None));
+    }
+
+    #[test]
+    fn several_engines_give_the_highest_usage_and_the_sum_of_counts() {
+        let scrape = Scrape::parse(
+            "vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75\n\
+             vllm:num_requests_running{engine=\"0\"} 3\nvllm:num_requests_running{engine=\"1\"} 4\n\
+             vllm:num_requests_waiting{engine=\"0\"} 1\nvllm:num_requests_waiting{engine=\"1\"} 2\n\
+             vllm:num_preemptions_total{engine=\"0\"} 5\nvllm:num_preemptions_total{engine=\"1\"} 6\n\
+             vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"101\",kv_cache_size_tokens=\"None\"} 1\n\
+             vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"51\"} 1\n",
+        );
+        assert_eq!(scrape.kv_usage, ratio(0.75));
+        assert_eq!(
+            (scrape.running, scrape.waiting, scrape.preemptions),
+            (7, 3, 11)
+        );
+        // One block of each engine is never used.
+        assert_eq!(scrape.kv_capacity, Some(Tokens(1600 + 800)));
+        assert_eq!(scrape.usage_lines.len(), 2);
+    }
+
+    #[test]
+    fn the_old_names_are_read() {
+        let scrape = Scrape::parse(
+            "vllm:gpu_cache_usage_perc 0.5\nvllm:num_preemptions 2\n\
+             vllm:gpu_prefix_cache_hits 30\nvllm:gpu_prefix_cache_queries_total 40\n",
+        );
+        assert_eq!(scrape.kv_usage, ratio(0.5));
+        assert_eq!(
+            (
+                scrape.preemptions,
+                scrape.prefix_hits,
+                scrape.prefix_queries
+            ),
+            (2, 30, 40)
+        );
+    }
+
+    #[test]
+    fn a_server_with_both_names_is_not_counted_twice() {
+        let scrape = Scrape::parse(
+            "vllm:prefix_cache_hits_total 30\nvllm:gpu_prefix_cache_hits_total 30\n\
+             vllm:kv_cache_usage_perc 0.5\nvllm:gpu_cache_usage_perc 0.5\n",
+        );
+        assert_eq!(scrape.prefix_hits, 30);
+        assert_eq!(scrape.usage_lines.len(), 2);
+    }
+
+    #[test]
+    fn percent_is_brought_to_a_fraction_and_nan_is_no_usage() {
+        assert_eq!(
+            Scrape::parse("vllm:kv_cache_usage_perc 81.9").kv_usage,
+            ratio(81.9 / 100.0)
+        );
+        assert_eq!(
+            Scrape::parse("vllm:kv_cache_usage_perc 1e-05").kv_usage,
+            ratio(1e-5)
+        );
+        let scrape = Scrape::parse("vllm:kv_cache_usage_perc NaN");
+        assert_eq!(scrape.kv_usage, None);
+        assert_eq!(scrape.usage_lines[0].value, "NaN");
+    }
+
+    #[test]
+    fn junk_is_passed_over() {
+        let scrape = Scrape::parse(
+            "<html>\nvllm:num_requests_running None\nvllm:num_requests_running -3\nother 1\n",
+        );
+        assert_eq!(scrape, Scrape::default());
+    }
+
+    #[test]
+    fn the_sample_for_policies_has_the_scrapes_numbers() {
+        let sample = Scrape::parse(REAL).sample(BackendId(3));
+        assert_eq!((sample.backend, sample.preemptions), (BackendId(3), 5));
+    }
+}

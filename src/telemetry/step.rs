@@ -159,3 +159,107 @@ impl StepTimer {
         Some(decode.as_secs_f64() / Tokens(gaps).as_f64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Usage;
+
+    fn at(millis: u64) -> Time {
+        Time::from_millis(millis)
+    }
+
+    /// A run that began at Unix second 1,000.
+    fn unix(time: Time) -> f64 {
+        1000.0 + time.as_secs_f64()
+    }
+
+    fn facts(output: u64) -> ResponseFacts {
+        ResponseFacts {
+            usage: Some(Usage {
+                prompt: Tokens(100),
+                cached: Some(Tokens(64)),
+                output: Tokens(output),
+            }),
+            tool: Some("grep".to_owned()),
+            ..ResponseFacts::default()
+        }
+    }
+
+    fn streamed() -> StepRecord {
+        StepRecord {
+            program: Some("p".to_owned()),
+            stream: true,
+            ..StepRecord::default()
+        }
+    }
+
+    /// Arrived at 1 s, held for 2 s, first token 0.5 s later, over at 5.5 s.
+    fn served() -> StepTimer {
+        let mut timer = StepTimer::new(at(1000));
+        timer.admitted(at(3000));
+        timer.first_byte(at(3400));
+        timer.first_token(at(3500));
+        timer
+    }
+
+    #[test]
+    fn a_held_stream_has_all_its_times() {
+        let record = served().close(at(5500), &facts(5), unix, streamed());
+        let expected = StepRecord {
+            arrived_s: 1001.0,
+            admitted_s: Some(1003.0),
+            first_byte_s: Some(1003.4),
+            first_token_s: Some(1003.5),
+            finished_s: 1005.5,
+            hold_s: 2.0,
+            ttft_s: Some(2.5),
+            ttft_backend_s: Some(0.5),
+            // Two seconds for the four gaps between five tokens.
+            tpot_s: Some(0.5),
+            prompt_tokens: Some(100),
+            cached_tokens: Some(64),
+            output_tokens: Some(5),
+            tool: Some("grep".to_owned()),
+            ..streamed()
+        };
+        assert_eq!(record, expected);
+    }
+
+    #[test]
+    fn one_token_or_no_stream_has_no_tpot() {
+        assert_eq!(
+            served().close(at(5500), &facts(1), unix, streamed()).tpot_s,
+            None
+        );
+        assert_eq!(
+            served().close(at(5500), &facts(0), unix, streamed()).tpot_s,
+            None
+        );
+        let whole = StepRecord::default();
+        assert_eq!(
+            served().close(at(5500), &facts(5), unix, whole).tpot_s,
+            None
+        );
+    }
+
+    #[test]
+    fn a_request_that_was_never_admitted_was_held_to_its_end() {
+        let timer = StepTimer::new(at(1000));
+        let record = timer.close(at(8000), &ResponseFacts::default(), unix, streamed());
+        assert_eq!(record.hold_s.to_bits(), 7.0_f64.to_bits());
+        assert_eq!(
+            (record.admitted_s, record.ttft_s, record.ttft_backend_s),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn a_retry_keeps_the_first_admission() {
+        let mut timer = served();
+        timer.admitted(at(9000));
+        timer.first_token(at(9000));
+        assert_eq!(timer.ttft_s(), Some(2.5));
+        assert_eq!(timer.hold_s(at(9000)).to_bits(), 2.0_f64.to_bits());
+    }
+}

@@ -20,8 +20,8 @@ use facts::Collector;
 use frame::FrameReader;
 use json::Walker;
 
-/// How many bytes of an incomplete frame are held back while the usage frame is to be hidden. A longer frame
-/// passes unfiltered.
+/// How many bytes of an incomplete frame are held back while the usage frame is to be hidden. A frame that
+/// outgrows it passes unfiltered.
 pub const HELD_FRAME_LIMIT: usize = 1 << 20;
 
 /// Watches a streamed response pass.
