@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kvgate::telemetry::observe::StreamObserver;
+use kvgate::telemetry::observe::{BodyObserver, StreamObserver};
 use kvgate::telemetry::sse::FrameScanner;
 
 /// Content frames of the stream; a role, a finish, a usage and an end frame come on top.
@@ -102,6 +102,27 @@ fn benches(criterion: &mut Criterion) {
             });
         }
     }
+    group.finish();
+    body(criterion);
+}
+
+/// A whole JSON response with a long text, in the pieces that a socket gives.
+fn body(criterion: &mut Criterion) {
+    let body = format!(
+        r#"{{"choices":[{{"message":{{"content":"{}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":1}}}}"#,
+        r#"Some text, a line\n, and a \"quote\"."#.repeat(1000)
+    );
+    let mut group = criterion.benchmark_group("body");
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    group.bench_function("observe", |b| {
+        b.iter(|| {
+            let mut observer = BodyObserver::new();
+            black_box(body.as_bytes())
+                .chunks(8192)
+                .for_each(|chunk| observer.push(chunk));
+            observer.facts().done
+        });
+    });
     group.finish();
 }
 

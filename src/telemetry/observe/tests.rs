@@ -412,7 +412,78 @@ fn single_bytes_tell_the_same_as_the_whole() {
     }
 }
 
+/// Frames of every kind, without their blank line, and whether they are to be hidden.
+const KINDS: [(&str, bool); 16] = [
+    (
+        r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"index":0,"delta":{"content":"b"}}],"usage":null}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices": [{"delta": {}, "finish_reason": "length"}]}"#,
+        false,
+    ),
+    (
+        r#"data:{"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":2}}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":""},"index":0}]}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"name":"f"}}]}}]}"#,
+        false,
+    ),
+    (r#"data: {"error":{"message":"m","code":500}}"#, false),
+    (r#"data: {"error":null,"choices":[]}"#, false),
+    (": keep-alive", false),
+    ("event: message_stop", false),
+    (
+        r#"data: {"type":"message_delta","delta":{"stop_reason":"max_tokens"},"usage":{"input_tokens":1,"output_tokens":5}}"#,
+        false,
+    ),
+    (r#"data: {"type" : "message_stop"}"#, false),
+    ("data: [DONE]", false),
+    (
+        r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#,
+        true,
+    ),
+    (
+        r#"data: { "usage" : { "completion_tokens" : 6, "prompt_tokens" : 5 }, "choices" : [ ] }"#,
+        true,
+    ),
+];
+
 proptest! {
+    /// Byte by byte no frame is seen whole: this holds skipping ordinary frames against reading every one.
+    #[test]
+    fn any_frames_lose_only_the_usage_frames_and_tell_the_same_in_any_split(
+        frames in proptest::collection::vec((0..KINDS.len(), proptest::sample::select(&["\n", "\r\n", "\r"][..])), 0..12),
+        cuts in proptest::collection::vec(any::<usize>(), 0..20),
+    ) {
+        let (mut stream, mut kept) = (String::new(), String::new());
+        for (kind, line_end) in frames {
+            let (frame, hidden) = KINDS[kind];
+            let frame = format!("{frame}{line_end}{line_end}");
+            stream += &frame;
+            kept += if hidden { "" } else { &frame };
+        }
+        let hidden = watch(true, pieces(stream.as_bytes(), &cuts));
+        prop_assert_eq!(String::from_utf8_lossy(&hidden.passed), kept);
+        let bytewise = watch(false, stream.as_bytes().chunks(1));
+        prop_assert_eq!(bytewise.passed, stream.as_bytes());
+        prop_assert_eq!(&hidden.facts, &bytewise.facts);
+        prop_assert_eq!(&facts_of(stream.as_bytes()), &bytewise.facts);
+    }
+
     #[test]
     fn any_split_of_a_stream_gives_the_same_facts_and_bytes(
         stream in 0_usize..11,
