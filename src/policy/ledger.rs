@@ -61,10 +61,27 @@ struct Page {
 }
 
 impl Page {
-    /// The length counted for `shared` here; the estimate itself when nobody here uses it.
-    fn prefix_tokens(&self, shared: SharedPrefix) -> Tokens {
+    /// The length counted for a prefix.
+    fn length(&self, fingerprint: u64) -> Tokens {
+        let known = self.prefixes.get(&fingerprint);
+        known.map_or(Tokens::ZERO, |prefix| prefix.tokens)
+    }
+
+    fn is_last_user(&self, fingerprint: u64) -> bool {
+        let known = self.prefixes.get(&fingerprint);
+        known.is_some_and(|prefix| prefix.users == 1)
+    }
+
+    /// Tokens that `footprint` would add, once the prefix `leaving` is gone.
+    fn added(&self, footprint: Footprint, leaving: Option<u64>) -> Tokens {
+        let Some(shared) = footprint.shared else {
+            return footprint.tokens;
+        };
         let known = self.prefixes.get(&shared.fingerprint);
-        known.map_or(shared.tokens, |prefix| prefix.tokens)
+        let stays = known.filter(|_| leaving != Some(shared.fingerprint));
+        stays.map_or(footprint.tokens.max(shared.tokens), |prefix| {
+            footprint.tokens - prefix.tokens
+        })
     }
 
     fn use_prefix(&mut self, shared: SharedPrefix) -> Tokens {
@@ -190,16 +207,15 @@ impl Ledger {
         footprint: Footprint,
     ) -> Tokens {
         let Some(page) = self.pages.get(backend.index()) else {
-            return footprint.tokens;
+            return Page::default().added(footprint, None);
         };
         let own = program.and_then(|id| self.parked.get(id.index()));
-        let own = own.filter(|entry| entry.backend == backend);
-        let mut total = page.sums.total();
-        if let Some(entry) = own {
-            total -= entry.private;
-            total -= self.prefix_if_last(page, entry, footprint);
-        }
-        total + added(page, footprint)
+        let Some(own) = own.filter(|entry| entry.backend == backend) else {
+            return page.sums.total() + page.added(footprint, None);
+        };
+        let leaving = own.prefix.filter(|print| page.is_last_user(*print));
+        let freed = own.private + leaving.map_or(Tokens::ZERO, |print| page.length(print));
+        page.sums.total() - freed + page.added(footprint, leaving)
     }
 
     /// The sums of every backend, recomputed from the footprints: what [`Self::sums`] must equal.
@@ -222,23 +238,10 @@ impl Ledger {
                 continue;
             };
             if seen.insert((entry.backend, fingerprint)) {
-                sum.shared += page
-                    .prefixes
-                    .get(&fingerprint)
-                    .map_or(Tokens::ZERO, |p| p.tokens);
+                sum.shared += page.length(fingerprint);
             }
         }
         sums
-    }
-
-    /// Tokens of the entry's prefix that would leave `page` with it: none while others use the prefix, or the
-    /// request that starts uses the same.
-    fn prefix_if_last(&self, page: &Page, entry: &Entry, footprint: Footprint) -> Tokens {
-        let same = footprint.shared.map(|shared| shared.fingerprint) == entry.prefix;
-        let prefix = entry.prefix.and_then(|print| page.prefixes.get(&print));
-        prefix
-            .filter(|prefix| prefix.users == 1 && !same)
-            .map_or(Tokens::ZERO, |prefix| prefix.tokens)
     }
 
     fn count(&mut self, backend: BackendId, footprint: Footprint) -> Entry {
@@ -275,18 +278,6 @@ impl Ledger {
             debug_assert_eq!(kept, self.recount(), "P8: the ledger drifted");
         }
     }
-}
-
-/// Tokens that `footprint` adds to `page`.
-fn added(page: &Page, footprint: Footprint) -> Tokens {
-    let Some(shared) = footprint.shared else {
-        return footprint.tokens;
-    };
-    let private = footprint.tokens - page.prefix_tokens(shared);
-    if page.prefixes.contains_key(&shared.fingerprint) {
-        return private;
-    }
-    private + shared.tokens
 }
 
 #[cfg(test)]
