@@ -42,6 +42,8 @@ struct Entry {
     backend: BackendId,
     private: Tokens,
     prefix: Option<u64>,
+    /// Where it stands among the parked programs of its backend; unused while running.
+    rank: u64,
 }
 
 /// One shared prefix on one backend.
@@ -57,7 +59,8 @@ struct Prefix {
 struct Page {
     sums: Sums,
     prefixes: BTreeMap<u64, Prefix>,
-    idle_by_size: BTreeSet<(Tokens, ProgramId)>,
+    /// Parked programs by rank.
+    idle: BTreeSet<(u64, ProgramId)>,
 }
 
 impl Page {
@@ -151,13 +154,21 @@ impl Ledger {
         Some(entry.private + shared)
     }
 
-    /// Counts an idle program whose context stays on `backend`; replaces where it was parked before.
-    pub fn park(&mut self, program: ProgramId, backend: BackendId, footprint: Footprint) {
+    /// Counts an idle program whose context stays on `backend`; replaces where it was parked before. `rank` is its
+    /// place in [`Self::idle`], in an order of the policy's choice: seniority, size.
+    pub fn park(
+        &mut self,
+        program: ProgramId,
+        backend: BackendId,
+        footprint: Footprint,
+        rank: u64,
+    ) {
         self.unpark(program);
-        let entry = self.count(backend, footprint);
+        let mut entry = self.count(backend, footprint);
+        entry.rank = rank;
         let page = &mut self.pages[backend.index()];
         page.sums.idle += entry.private;
-        page.idle_by_size.insert((entry.private, program));
+        page.idle.insert((rank, program));
         self.parked.insert(program.index(), entry);
         self.prove();
     }
@@ -167,7 +178,7 @@ impl Ledger {
         let entry = self.parked.remove(program.index())?;
         let page = &mut self.pages[entry.backend.index()];
         page.sums.idle -= entry.private;
-        page.idle_by_size.remove(&(entry.private, program));
+        page.idle.remove(&(entry.rank, program));
         self.uncount(entry);
         self.prove();
         Some(entry.backend)
@@ -179,11 +190,11 @@ impl Ledger {
         Some((entry.backend, entry.private))
     }
 
-    /// The programs parked on `backend`, smallest private part first.
-    pub fn idle_by_size(&self, backend: BackendId) -> impl Iterator<Item = (Tokens, ProgramId)> {
+    /// The programs parked on `backend`, lowest rank first, then by id.
+    pub fn idle(&self, backend: BackendId) -> impl DoubleEndedIterator<Item = ProgramId> {
         let page = self.pages.get(backend.index());
-        page.into_iter()
-            .flat_map(|page| page.idle_by_size.iter().copied())
+        let idle = page.into_iter().flat_map(|page| page.idle.iter());
+        idle.map(|(_, program)| *program)
     }
 
     /// What is counted on `backend`.
@@ -256,6 +267,7 @@ impl Ledger {
             backend,
             private: footprint.tokens - shared,
             prefix: footprint.shared.map(|shared| shared.fingerprint),
+            rank: 0,
         }
     }
 
@@ -308,7 +320,7 @@ mod tests {
     fn a_shared_prefix_counts_once_until_its_last_user_leaves() {
         let mut ledger = Ledger::new();
         ledger.start(RequestId(0), B, sharing(300));
-        ledger.park(ProgramId(1), B, sharing(150));
+        ledger.park(ProgramId(1), B, sharing(150), 0);
         assert_eq!(ledger.sums(B).total(), Tokens(200 + 50 + 100));
         ledger.finish(RequestId(0));
         assert_eq!(ledger.sums(B).total(), Tokens(50 + 100));
@@ -329,7 +341,7 @@ mod tests {
                 if let Some(other) = other {
                     ledger.start(RequestId(9), B, other);
                 }
-                ledger.park(ProgramId(0), B, parked);
+                ledger.park(ProgramId(0), B, parked, 0);
                 let asked = ledger.total_if_started(B, Some(ProgramId(0)), next);
                 ledger.unpark(ProgramId(0));
                 ledger.start(RequestId(0), B, next);
@@ -343,16 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn idle_programs_come_smallest_first() {
+    fn idle_programs_come_by_rank() {
         let mut ledger = Ledger::new();
-        ledger.park(ProgramId(0), B, plain(30));
-        ledger.park(ProgramId(1), B, plain(10));
-        ledger.park(ProgramId(0), B, plain(5));
-        let order: Vec<_> = ledger.idle_by_size(B).collect();
-        assert_eq!(
-            order,
-            [(Tokens(5), ProgramId(0)), (Tokens(10), ProgramId(1))]
-        );
+        ledger.park(ProgramId(0), B, plain(30), 3);
+        ledger.park(ProgramId(1), B, plain(10), 2);
+        ledger.park(ProgramId(0), B, plain(5), 1);
+        let order: Vec<_> = ledger.idle(B).collect();
+        assert_eq!(order, [ProgramId(0), ProgramId(1)]);
+        assert_eq!(ledger.idle(B).next_back(), Some(ProgramId(1)));
     }
 
     #[test]

@@ -214,8 +214,8 @@ fn the_youngest_program_gives_way_first_and_only_as_far_as_needed() {
         .at(3.6)
         .arrive(3, 500);
     assert_eq!(scene.admitted(), [1, 2, 3]);
-    assert_eq!(scene.policy.pins.backend(ProgramId(1)), Some(B));
-    assert_eq!(scene.policy.pins.backend(ProgramId(2)), None);
+    assert_eq!(scene.policy.pinned_on(ProgramId(1)), Some(B));
+    assert_eq!(scene.policy.pinned_on(ProgramId(2)), None);
 }
 
 #[test]
