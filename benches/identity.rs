@@ -15,15 +15,28 @@ mod support;
 
 fn identity(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("identity_scan");
-    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     let sources = Source::defaults();
     let headers = HeaderMap::new();
     for kib in [1, 32, 256] {
         let body = support::chat_body(kib << 10);
         group.throughput(Throughput::Bytes(body.len() as u64));
-        group.bench_with_input(BenchmarkId::from_parameter(format!("{kib}KiB")), &body, |bencher, body| {
-            bencher.iter(|| RequestView::parse(Api::Completions, &headers, black_box(body.as_bytes()), &sources));
-        });
+        group.bench_with_input(
+            BenchmarkId::from_parameter(format!("{kib}KiB")),
+            &body,
+            |bencher, body| {
+                bencher.iter(|| {
+                    RequestView::parse(
+                        Api::Completions,
+                        &headers,
+                        black_box(body.as_bytes()),
+                        &sources,
+                    )
+                });
+            },
+        );
     }
     group.finish();
 }

@@ -29,23 +29,43 @@ struct Gate {
 impl Gate {
     fn start(backend: SocketAddr, policy: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kvgate"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--backend", &format!("http://{backend}"), "--policy", policy])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--backend",
+                &format!("http://{backend}"),
+                "--policy",
+                policy,
+            ])
             .env("KVGATE_LOG", "error")
             .stdout(Stdio::piped())
             .spawn()
             .expect("the gate starts");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("the gate says where it listens");
-        let addr = line.trim().trim_start_matches("listening on http://").parse().expect("an address");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("the gate says where it listens");
+        let addr = line
+            .trim()
+            .trim_start_matches("listening on http://")
+            .parse()
+            .expect("an address");
         Self { child, addr }
     }
 
     /// User and system time of the process so far.
     fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        let fields: Vec<u64> = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+        let fields: Vec<u64> = after_name
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .filter_map(|f| f.parse().ok())
+            .collect();
         // USER_HZ is 100 on every Linux that Rust runs on.
         Duration::from_millis(fields.iter().sum::<u64>() * 10)
     }
@@ -80,12 +100,18 @@ fn cpu_per_request(requests: u32) {
 
 fn overhead(criterion: &mut Criterion) {
     // `cargo bench -- --test` only checks that everything runs.
-    let requests = if std::env::args().any(|arg| arg == "--test") { 100 } else { REQUESTS };
+    let requests = if std::env::args().any(|arg| arg == "--test") {
+        100
+    } else {
+        REQUESTS
+    };
     cpu_per_request(requests);
     let backend = support::stub();
     let gate = Gate::start(backend, "continuum");
     let mut group = criterion.benchmark_group("latency");
-    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
+    group
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
     for kib in SIZES_KIB {
         let body = support::chat_body(kib << 10);
         for (name, addr) in [("direct", backend), ("gate", gate.addr)] {

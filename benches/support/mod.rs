@@ -60,14 +60,22 @@ impl Client {
         );
         let stream = TcpStream::connect(addr).expect("a listening server");
         stream.set_nodelay(true).expect("a live socket");
-        Self { stream, request: [head.as_bytes(), body.as_bytes()].concat(), buffer: vec![0; 1 << 16] }
+        Self {
+            stream,
+            request: [head.as_bytes(), body.as_bytes()].concat(),
+            buffer: vec![0; 1 << 16],
+        }
     }
 
     /// One request and its response; returns the response's length in bytes.
     pub fn call(&mut self) -> usize {
         self.stream.write_all(&self.request).expect("a live socket");
         let length = read_message(&mut self.stream, &mut self.buffer).expect("a whole response");
-        assert!(self.buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&self.buffer[..length]));
+        assert!(
+            self.buffer.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&self.buffer[..length])
+        );
         length
     }
 }
@@ -77,7 +85,10 @@ fn read_message(stream: &mut TcpStream, buffer: &mut [u8]) -> Option<usize> {
     let mut filled = 0;
     let mut whole = None;
     loop {
-        let count = stream.read(&mut buffer[filled..]).ok().filter(|&count| count > 0)?;
+        let count = stream
+            .read(&mut buffer[filled..])
+            .ok()
+            .filter(|&count| count > 0)?;
         filled += count;
         if whole.is_none() {
             whole = message_length(&buffer[..filled]);
@@ -91,8 +102,12 @@ fn read_message(stream: &mut TcpStream, buffer: &mut [u8]) -> Option<usize> {
 fn message_length(bytes: &[u8]) -> Option<usize> {
     let head = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
     let key = b"content-length: ";
-    let Some(at) = memchr::memmem::find(&bytes[..head], key) else { return Some(head) };
-    let digits = bytes[at + key.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    let Some(at) = memchr::memmem::find(&bytes[..head], key) else {
+        return Some(head);
+    };
+    let digits = bytes[at + key.len()..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
     Some(head + digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0')))
 }
 
@@ -106,7 +121,8 @@ pub fn chat_body(bytes: usize) -> String {
         history += &format!(r#",{{"role":"user","content":"{turn} {text}"}}"#);
         turn += 1;
     }
-    let tools = r#"[{"type":"function","function":{"name":"get_order","parameters":{"type":"object"}}}]"#;
+    let tools =
+        r#"[{"type":"function","function":{"name":"get_order","parameters":{"type":"object"}}}]"#;
     let system = r#"{"role":"system","content":"You are a careful agent."}"#;
     format!(
         r#"{{"messages":[{system}{history}],"model":"m","max_tokens":8000,"temperature":1,"tools":{tools},"job_id":"tau2:retail:0:46fbbefc","is_last_step":false}}"#
