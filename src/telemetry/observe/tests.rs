@@ -413,7 +413,7 @@ fn single_bytes_tell_the_same_as_the_whole() {
 }
 
 /// Frames of every kind, without their blank line, and whether they are to be hidden.
-const KINDS: [(&str, bool); 16] = [
+const KINDS: [(&str, bool); 18] = [
     (
         r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
         false,
@@ -452,6 +452,11 @@ const KINDS: [(&str, bool); 16] = [
     ),
     (r#"data: {"type" : "message_stop"}"#, false),
     ("data: [DONE]", false),
+    (
+        r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#,
+        false,
+    ),
+    (r#"data: {"response":{"status":"cancelled"}}"#, false),
     (
         r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#,
         true,
