@@ -18,13 +18,11 @@ impl Scene {
     }
 
     /// `config`, except that tokens count exactly as the stories give them.
-    fn with(config: Config) -> Self {
-        let policy = Continuum::new(Config {
-            headroom: 0.0,
-            out_reserve_tokens: 0,
-            block_tokens: 0,
-            ..config
-        });
+    fn with(mut config: Config) -> Self {
+        config.headroom = 0.0;
+        config.out_reserve_tokens = 0;
+        config.block_tokens = 0;
+        let policy = Continuum::new(config);
         let mut scene = Self {
             policy,
             out: Decisions::new(),
