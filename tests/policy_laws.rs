@@ -2,6 +2,11 @@
 //! and the wrapper that asserts the laws catches planted faults.
 //!
 //! A failing case is printed and its seed kept in `proptest-regressions/policy_laws.txt`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the helpers of a test may fail as loudly as the test"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -173,7 +178,9 @@ impl World {
     }
 
     fn arrive(&mut self, program: Option<u32>, prompt: u64, shared: Option<u64>, last_step: bool) {
-        let id = (0..).find(|id| !self.live.contains_key(id)).unwrap();
+        let id = (0..=u32::MAX)
+            .find(|id| !self.live.contains_key(id))
+            .unwrap();
         let program = program.map(ProgramId);
         let live = Live {
             program,
@@ -394,7 +401,7 @@ proptest! {
                 }
                 LedgerMove::Finish(request) => {
                     let tokens = ledger.finish(RequestId(request));
-                    prop_assert_eq!(tokens, twin.running.remove(&request).map(|user| user.whole()));
+                    prop_assert_eq!(tokens, twin.running.remove(&request).map(User::whole));
                     None
                 }
                 LedgerMove::Park(program, backend, footprint) => {
@@ -562,11 +569,11 @@ impl Policy for Faulty {
     }
 
     fn next_wakeup(&self) -> Option<Wakeup> {
-        let at = match self.0 {
-            Fault::ForgottenHold => return None,
-            Fault::Spin => Time::from_millis(1),
-            _ => Time::from_secs_f64(1e6),
-        };
+        if self.0 == Fault::ForgottenHold {
+            return None;
+        }
+        let secs = if self.0 == Fault::Spin { 0.001 } else { 1e6 };
+        let at = Time::from_secs_f64(secs);
         Some(Wakeup { at, why: "fault" })
     }
 

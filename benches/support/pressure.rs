@@ -4,6 +4,10 @@
 //! the next step has a longer prompt. About four times as many programs want to run as fit. The recording is
 //! made with the policy that will replay it, so the replayed events are legal for it and give the same
 //! decisions (law P3), while the replay costs nothing but the policy itself.
+#![expect(
+    clippy::expect_used,
+    reason = "a broken recording should stop the measurement"
+)]
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

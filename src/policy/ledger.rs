@@ -82,9 +82,10 @@ impl Page {
         };
         let known = self.prefixes.get(&shared.fingerprint);
         let stays = known.filter(|_| leaving != Some(shared.fingerprint));
-        stays.map_or(footprint.tokens.max(shared.tokens), |prefix| {
-            footprint.tokens - prefix.tokens
-        })
+        match stays {
+            Some(prefix) => footprint.tokens - prefix.tokens,
+            None => footprint.tokens.max(shared.tokens),
+        }
     }
 
     fn use_prefix(&mut self, shared: SharedPrefix) -> Tokens {

@@ -170,10 +170,9 @@ impl Continuum {
     ) -> Option<BackendId> {
         let home = self.programs.get(id.index()).and_then(|p| p.home);
         let up = self.roster.up().filter(|(backend, _)| open(*backend));
-        let best = up.min_by_key(|&(backend, state)| {
+        let best = up.min_by_key(|&(backend, _)| {
             let away = Some(backend) != home;
-            let room = Reverse(self.room(backend));
-            (away, room, state.in_flight, backend)
+            (away, Reverse(self.room(backend)), backend)
         });
         best.map(|(backend, _)| backend)
     }

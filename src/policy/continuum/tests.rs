@@ -1,9 +1,10 @@
 //! Stories of one program keeping its room while others want it. One backend of 1,000 usable tokens.
 
+use super::super::{Decision, HoldReason, ToolId};
 use super::*;
 
 const B: BackendId = BackendId(0);
-const LS: GapKind = GapKind::Tool(super::super::ToolId(1));
+const LS: GapKind = GapKind::Tool(ToolId(1));
 
 /// A policy, what it decided so far, and the requests' ids as they were given out.
 struct Scene {
@@ -18,13 +19,11 @@ impl Scene {
     }
 
     /// `config`, except that tokens count exactly as the stories give them.
-    fn with(config: Config) -> Self {
-        let policy = Continuum::new(Config {
-            headroom: 0.0,
-            out_reserve_tokens: 0,
-            block_tokens: 0,
-            ..config
-        });
+    fn with(mut config: Config) -> Self {
+        config.headroom = 0.0;
+        config.out_reserve_tokens = 0;
+        config.block_tokens = 0;
+        let policy = Continuum::new(config);
         let mut scene = Self {
             policy,
             out: Decisions::new(),
@@ -109,8 +108,8 @@ impl Scene {
     /// Requests admitted since the last look, in order.
     fn admitted(&mut self) -> Vec<u32> {
         let admits = self.out.drain().filter_map(|decision| match decision {
-            super::super::Decision::Admit { request, .. } => Some(request.0),
-            super::super::Decision::Hold { .. } | super::super::Decision::Reject { .. } => None,
+            Decision::Admit { request, .. } => Some(request.0),
+            Decision::Hold { .. } | Decision::Reject { .. } => None,
         });
         admits.collect()
     }
@@ -280,17 +279,17 @@ fn a_full_queue_refuses_the_newcomer_but_not_a_return_that_fits() {
     assert_eq!(
         last,
         [
-            super::super::Decision::Admit {
+            Decision::Admit {
                 request: RequestId(1),
                 backend: B
             },
-            super::super::Decision::Reject {
+            Decision::Reject {
                 request: RequestId(3),
                 reason: RejectReason::QueueFull
             },
-            super::super::Decision::Hold {
+            Decision::Hold {
                 request: RequestId(2),
-                reason: super::super::HoldReason::NoRoom
+                reason: HoldReason::NoRoom
             },
         ]
     );
@@ -315,7 +314,7 @@ fn programs_spread_by_room_and_return_home() {
     scene.arrive(1, 700).arrive(2, 200).finish(2, 200);
     scene.at(1.0).arrive(3, 300).arrive(2, 250);
     let backends: Vec<_> = scene.out.drain().collect();
-    let on = |request, backend| super::super::Decision::Admit {
+    let on = |request, backend| Decision::Admit {
         request: RequestId(request),
         backend,
     };
@@ -323,6 +322,46 @@ fn programs_spread_by_room_and_return_home() {
         backends,
         [on(1, B), on(2, other), on(3, other), on(2, other)]
     );
+}
+
+#[test]
+fn equal_room_goes_to_the_lowest_id_and_a_return_finds_its_pin() {
+    let other = BackendId(1);
+    let mut scene = Scene::new();
+    scene.up(other);
+    scene.arrive(1, 500).arrive(2, 500).at(1.0).finish(2, 500);
+    scene
+        .at(1.2)
+        .arrive(4, 500)
+        .at(1.5)
+        .arrive(2, 900)
+        .arrive(5, 400);
+    let backends: Vec<_> = scene.out.drain().collect();
+    let on = |request, backend| Decision::Admit {
+        request: RequestId(request),
+        backend,
+    };
+    let last = Decision::Hold {
+        request: RequestId(5),
+        reason: HoldReason::NoRoom,
+    };
+    assert_eq!(
+        backends,
+        [on(1, B), on(2, other), on(4, B), on(2, other), last]
+    );
+}
+
+#[test]
+fn without_a_known_capacity_everything_fits() {
+    let mut scene = Scene::new();
+    let unknown = BackendId(1);
+    scene.tell(&Event::BackendDown { backend: B });
+    scene.tell(&Event::BackendUp {
+        backend: unknown,
+        kv_capacity: None,
+    });
+    scene.arrive(1, 1_000_000).arrive(2, 1_000_000);
+    assert_eq!(scene.admitted(), [1, 2]);
 }
 
 #[test]
@@ -339,7 +378,7 @@ fn what_waits_for_a_lost_backend_moves_or_is_refused_at_its_bound() {
     scene.tell(&Event::BackendDown { backend: B });
     scene.at(601.0);
     let last = scene.out.as_slice().last().copied();
-    let refused = super::super::Decision::Reject {
+    let refused = Decision::Reject {
         request: RequestId(2),
         reason: RejectReason::NoBackend,
     };
