@@ -3,6 +3,10 @@
 //! Speaks HTTP to a gate and never imports it: a run starts `kvgate serve` as a child process, so that what is
 //! measured is what is shipped.
 
+pub mod measure;
+pub mod report;
+pub mod rundir;
 pub mod stats;
 pub mod trace;
 pub mod traces;
+pub mod window;
