@@ -4,6 +4,7 @@
 //! measured is what is shipped.
 
 pub mod measure;
+pub mod replay;
 pub mod report;
 pub mod rundir;
 pub mod stats;

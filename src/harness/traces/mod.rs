@@ -98,5 +98,4 @@ fn checked(name: &str, programs: Vec<Program>) -> anyhow::Result<Trace> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
