@@ -3,6 +3,7 @@
 //! Speaks HTTP to a gate and never imports it: a run starts `kvgate serve` as a child process, so that what is
 //! measured is what is shipped.
 
+pub mod engine;
 pub mod measure;
 pub mod replay;
 pub mod report;
