@@ -5,6 +5,7 @@
 
 pub mod engine;
 pub mod measure;
+pub mod quickstart;
 pub mod replay;
 pub mod report;
 pub mod rundir;

@@ -117,6 +117,8 @@ pub struct Replay {
     pub max_retries: u32,
     /// Draw no bar.
     pub quiet: bool,
+    /// What the bar begins with.
+    pub label: String,
     /// The gate's policy, where known.
     pub policy: Option<String>,
     /// The engine, where known.
@@ -204,6 +206,7 @@ impl Replay {
             timeout: Duration::from_secs_f64(args.timeout_s),
             max_retries: args.max_retries,
             quiet: args.quiet,
+            label: args.trace,
             policy: None,
             engine: None,
         })
@@ -230,7 +233,7 @@ impl Replay {
             notes,
             cancel,
         };
-        let bar = progress_bar(self.programs, self.quiet);
+        let bar = progress_bar(self.programs, &self.label, self.quiet);
         let players = self.start_players(session);
         let tally = collect(inbox, &self.dir, self.clock, bar).await?;
         drop(players.join_all().await);

@@ -140,15 +140,16 @@ fn pace(steps: usize, now: Time, started: Time) -> String {
 }
 
 /// A bar of programs, drawn on a terminal only, and not when `quiet`.
-pub fn progress_bar(programs: usize, quiet: bool) -> ProgressBar {
+pub fn progress_bar(programs: usize, label: &str, quiet: bool) -> ProgressBar {
     if quiet {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(programs as u64);
-    let template = "{bar:30} {pos}/{len} programs, {msg}, {eta} left";
+    let template = "{prefix} {bar:30} {pos}/{len} programs, {msg}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    bar.set_prefix(label.to_owned());
     bar
 }
 

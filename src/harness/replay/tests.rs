@@ -93,6 +93,7 @@ impl Bench {
             timeout: Duration::from_secs(100_000_000),
             max_retries: 2,
             quiet: true,
+            label: String::new(),
             policy: None,
             engine: None,
         }
