@@ -4,3 +4,12 @@
 //! measured is what is shipped.
 
 pub mod engine;
+pub mod measure;
+pub mod quickstart;
+pub mod replay;
+pub mod report;
+pub mod rundir;
+pub mod stats;
+pub mod trace;
+pub mod traces;
+pub mod window;

@@ -1,0 +1,352 @@
+//! The whole path with one command: `kvgate quickstart` compares policies on an embedded engine, without a GPU.
+//!
+//! For each cell of policies × concurrency it starts a fresh engine and a fresh gate as child processes, both
+//! sped up, plays the same fixed set of programs through them, and prints one table. [`cell`] runs a cell,
+//! [`child`] keeps a process; the table is [`super::report`]'s.
+
+pub mod cell;
+pub mod child;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use self::cell::{Cell, Finished};
+use super::report::Report;
+use super::rundir::{EngineManifest, RunDir};
+use super::trace::Trace;
+use super::window::THRESHOLD_PERCENT;
+use crate::policy;
+
+/// KV blocks that Qwen3-8B leaves on the RTX 5090 of the reference experiment: 95,488 tokens.
+const MOST_BLOCKS: u32 = 5_968;
+/// KV blocks per program in flight at which a small cell is under pressure.
+const BLOCKS_PER_PROGRAM: u32 = 256;
+/// Tokens per KV block.
+const BLOCK_SIZE: u32 = 16;
+/// Share by which a context may exceed the trace's count, as 1/n.
+const LENGTH_SLACK: u32 = 20;
+
+/// Flags of `kvgate quickstart`.
+#[derive(Clone, Debug, Args)]
+pub struct QuickstartArgs {
+    /// Policies to compare
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', default_values = ["baseline", "thunderreact", "continuum"])]
+    pub policies: Vec<String>,
+    /// Programs in flight, one row of the table each
+    #[arg(long, value_name = "C", num_args = 1.., value_delimiter = ',', default_values_t = [8, 32, 64])]
+    pub concurrency: Vec<usize>,
+    /// Size of the fixed set of programs of each cell [default: 2C + 32]
+    #[arg(long, value_name = "N")]
+    pub programs: Option<usize>,
+    /// Seconds of the run per real second
+    #[arg(long, value_name = "FACTOR", default_value_t = 40.0)]
+    pub speedup: f64,
+    /// Built-in trace (tau2, swe) or a file of JSON lines
+    #[arg(long, value_name = "NAME|FILE", default_value = "tau2")]
+    pub trace: String,
+    /// Cost preset of the engine
+    #[arg(long, value_name = "PRESET", default_value = "rtx5090-qwen3-8b")]
+    pub cost: String,
+    /// KV blocks of 16 tokens [default: 256 per program in flight, at most 5968 as on an RTX 5090]
+    #[arg(long, value_name = "N")]
+    pub kv_blocks: Option<u32>,
+    /// Ask for streamed replies, which costs the machine several times more
+    #[arg(long)]
+    pub stream: bool,
+    /// Seed of the message texts
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Folder for run directories and report [default: runs/quickstart-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Keep the cells that --out already has and run the others
+    #[arg(long, requires = "out")]
+    pub keep: bool,
+    /// No progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Runs the matrix and prints the table. Ctrl-C ends it early and compares what was finished.
+///
+/// # Errors
+/// When a flag is wrong, a child process fails, or the run was interrupted.
+pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
+    let (cells, out) = plan(&args)?;
+    let cancel = CancellationToken::new();
+    let interrupt = cancel.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            interrupt.cancel();
+        }
+    });
+    say(&intro(&args, &cells));
+    let mut done = Vec::new();
+    let mut notes = general_notes(&args);
+    for (index, cell) in cells.iter().enumerate() {
+        let finished = if args.keep && cell.is_there() {
+            say(&format!("{}: kept", cell.label));
+            None
+        } else {
+            Some(
+                Box::pin(cell.run(cancel.clone()))
+                    .await
+                    .with_context(|| cell.label.clone())?,
+            )
+        };
+        if cancel.is_cancelled() {
+            break;
+        }
+        if let Some(finished) = finished {
+            say(&line(cell, &finished, index + 1, cells.len()));
+            notes.extend(
+                finished
+                    .warning
+                    .map(|why| format!("{}: {why}; lower --speedup", cell.label)),
+            );
+        }
+        done.push(cell.dir.clone());
+    }
+    conclude(&done, &out, notes)?;
+    ensure!(
+        !cancel.is_cancelled(),
+        "interrupted after {} of {} cells",
+        done.len(),
+        cells.len()
+    );
+    Ok(())
+}
+
+/// Prints and writes the comparison of the finished cells.
+fn conclude(done: &[PathBuf], out: &RunDir, notes: Vec<String>) -> anyhow::Result<()> {
+    if done.is_empty() {
+        return Ok(());
+    }
+    let mut report = Report::read(done, THRESHOLD_PERCENT)?;
+    report.notes = notes;
+    report.write(out.path())?;
+    say(&format!("\n{}", report.to_text()));
+    say(&format!(
+        "report: {}\nrun directories: {}",
+        out.path().join("report.md").display(),
+        out.path().display()
+    ));
+    Ok(())
+}
+
+/// The cells in the order they run. Policies take turns in going first, so that a machine that warms up or gets
+/// busy does not always meet the same one.
+fn plan(args: &QuickstartArgs) -> anyhow::Result<(Vec<Cell>, RunDir)> {
+    for name in &args.policies {
+        if policy::Config::by_name(name).is_none() {
+            let names = policy::Config::NAMES.join(", ");
+            bail!("--policies: no policy {name:?}; choose from {names}");
+        }
+    }
+    ensure!(
+        args.speedup.is_finite() && args.speedup >= 1.0,
+        "--speedup must be at least 1"
+    );
+    ensure!(
+        args.concurrency.iter().all(|c| (1..=4096).contains(c)),
+        "--concurrency must be 1 to 4096"
+    );
+    ensure!(args.programs != Some(0), "--programs must be at least 1");
+    let trace = Arc::new(Trace::load(&args.trace)?);
+    let out = out_dir(args, &trace)?;
+    let mut cells = Vec::new();
+    for (row, &concurrency) in args.concurrency.iter().enumerate() {
+        let mut policies: Vec<&String> = args.policies.iter().collect();
+        if row % 2 == 1 {
+            policies.reverse();
+        }
+        for policy in policies {
+            cells.push(cell_of(args, &trace, &out, policy, concurrency)?);
+        }
+    }
+    Ok((cells, out))
+}
+
+fn out_dir(args: &QuickstartArgs, trace: &Trace) -> anyhow::Result<RunDir> {
+    let Some(out) = &args.out else {
+        let now = crate::clock::Clock::real();
+        let stamp = now.unix(now.now());
+        return RunDir::create(format!("runs/quickstart-{}-{stamp:.0}", trace.file_stem()));
+    };
+    let used = out
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_some());
+    ensure!(
+        args.keep || !used,
+        "--out {} is not empty; name another folder, or add --keep to go on there",
+        out.display()
+    );
+    RunDir::create(out)
+}
+
+fn cell_of(
+    args: &QuickstartArgs,
+    trace: &Arc<Trace>,
+    out: &RunDir,
+    policy: &str,
+    concurrency: usize,
+) -> anyhow::Result<Cell> {
+    let longest = longest_context(trace);
+    let max_model_len = longest + longest / LENGTH_SLACK;
+    // One block more than the longest context needs: the engine keeps one for itself.
+    let least = max_model_len.div_ceil(BLOCK_SIZE) + 1;
+    let by_size = u32::try_from(concurrency)?.saturating_mul(BLOCKS_PER_PROGRAM);
+    let kv_blocks = args
+        .kv_blocks
+        .unwrap_or_else(|| by_size.min(MOST_BLOCKS).max(least));
+    ensure!(
+        kv_blocks >= least,
+        "--kv-blocks must be at least {least} for the longest context of this trace"
+    );
+    let label = format!("{} C={concurrency} {policy}", trace.file_stem());
+    Ok(Cell {
+        policy: policy.to_owned(),
+        concurrency,
+        programs: args.programs.unwrap_or(2 * concurrency + 32),
+        trace: Arc::clone(trace),
+        speedup: args.speedup,
+        engine: EngineManifest {
+            cost: args.cost.clone(),
+            kv_blocks,
+            block_size: BLOCK_SIZE,
+        },
+        max_model_len,
+        stream: args.stream,
+        seed: args.seed,
+        dir: out.path().join(format!("c{concurrency}-{policy}")),
+        quiet: args.quiet,
+        label,
+    })
+}
+
+/// The longest prompt with its reply, in tokens.
+fn longest_context(trace: &Trace) -> u32 {
+    let steps = trace.programs.iter().flat_map(|program| &program.steps);
+    let contexts = steps.map(|step| step.prompt_tokens + step.output_tokens);
+    contexts.max().unwrap_or_default()
+}
+
+fn intro(args: &QuickstartArgs, cells: &[Cell]) -> String {
+    format!(
+        "{} cells: {} x C={:?}, trace {}, engine {}, {}x real time",
+        cells.len(),
+        args.policies.join(" "),
+        args.concurrency,
+        args.trace,
+        args.cost,
+        args.speedup
+    )
+}
+
+fn general_notes(args: &QuickstartArgs) -> Vec<String> {
+    let mut notes = vec![format!(
+        "a model of an engine at {}x real time, one run a cell: for orders of magnitude, not for percent",
+        args.speedup
+    )];
+    if cfg!(debug_assertions) {
+        notes.push("built without --release, so the machine keeps up with less".to_owned());
+    }
+    notes
+}
+
+fn line(cell: &Cell, finished: &Finished, number: usize, cells: usize) -> String {
+    let measures = &finished.summary.measures;
+    let figures = measures.whole.map_or_else(
+        || "no programs".to_owned(),
+        |w| {
+            format!(
+                "{:.2} tasks/min, {:.2} steps/s over {:.0} s",
+                w.tasks_per_min, w.steps_per_s, w.seconds
+            )
+        },
+    );
+    let hit = measures
+        .prefix_hit_rate
+        .map_or_else(String::new, |rate| format!(", hit rate {rate:.3}"));
+    let mark = if finished.warning.is_some() {
+        " (!)"
+    } else {
+        ""
+    };
+    format!("[{number}/{cells}] {}: {figures}{hit}{mark}", cell.label)
+}
+
+#[expect(clippy::print_stdout, reason = "the command's result")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(change: impl Fn(&mut QuickstartArgs)) -> QuickstartArgs {
+        let mut args = QuickstartArgs {
+            policies: vec!["baseline".to_owned(), "continuum".to_owned()],
+            concurrency: vec![8, 32],
+            programs: None,
+            speedup: 40.0,
+            trace: "tau2".to_owned(),
+            cost: "rtx5090-qwen3-8b".to_owned(),
+            kv_blocks: None,
+            stream: false,
+            seed: 1,
+            out: None,
+            keep: false,
+            quiet: true,
+        };
+        change(&mut args);
+        args
+    }
+
+    #[test]
+    fn policies_of_a_row_play_the_same_set_on_the_same_engine_and_take_turns() {
+        let temp = tempfile::tempdir().unwrap();
+        let (cells, _) = plan(&args(|a| a.out = Some(temp.path().to_owned()))).unwrap();
+        let order: Vec<(usize, &str)> = cells
+            .iter()
+            .map(|c| (c.concurrency, c.policy.as_str()))
+            .collect();
+        assert_eq!(
+            order,
+            [
+                (8, "baseline"),
+                (8, "continuum"),
+                (32, "continuum"),
+                (32, "baseline")
+            ]
+        );
+        for row in cells.chunks(2) {
+            assert_eq!(
+                (row[0].programs, &row[0].engine),
+                (row[1].programs, &row[1].engine)
+            );
+        }
+        assert_eq!(
+            (cells[0].engine.kv_blocks, cells[2].engine.kv_blocks),
+            (2_048, 5_968)
+        );
+        assert!(cells[0].engine.kv_blocks * BLOCK_SIZE > cells[0].max_model_len);
+    }
+
+    #[test]
+    fn wrong_flags_are_named_before_anything_starts() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("old"), "").unwrap();
+        let error =
+            |change: &dyn Fn(&mut QuickstartArgs)| plan(&args(change)).unwrap_err().to_string();
+        assert!(error(&|a| a.policies = vec!["magic".to_owned()]).contains("thunderreact"));
+        assert!(error(&|a| a.speedup = 0.0).contains("--speedup"));
+        assert!(error(&|a| a.concurrency = vec![0]).contains("--concurrency"));
+        assert!(error(&|a| a.out = Some(temp.path().to_owned())).contains("--keep"));
+    }
+}

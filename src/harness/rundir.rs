@@ -1,0 +1,297 @@
+//! The folder of one experiment cell: file names, the harness's records, and how each file is read back.
+//!
+//! | file | writer | one line is |
+//! |---|---|---|
+//! | `manifest.json` | harness | the whole [`Manifest`] |
+//! | `programs.jsonl` | replay | a [`ProgramRecord`] |
+//! | `client_steps.jsonl` | replay | a [`StepRecord`] as the client saw it (no hold, no policy) |
+//! | `summary.json` | harness | the whole [`super::measure::Measures`] |
+//! | `steps.jsonl` | gate | a [`StepRecord`] |
+//! | `kv_cache_timeseries.csv` | gate | a sample of one KV usage series, in the reference experiment's layout |
+//! | `kv_samples.jsonl` | gate | a wide sample |
+
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::telemetry::StepRecord;
+
+/// What was run, as `manifest.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of kvgate that wrote this.
+    pub kvgate: String,
+    /// The gate's policy, where the harness chose it.
+    pub policy: Option<String>,
+    /// Programs in flight at any time.
+    pub concurrency: usize,
+    /// Name or path of the trace.
+    pub trace: String,
+    /// Size of the fixed set of programs.
+    pub programs: usize,
+    /// Steps of that set.
+    pub steps: usize,
+    /// Steps of the trace that were raised to keep histories append-only.
+    pub trace_repaired: usize,
+    /// Whether replies were streamed.
+    pub stream: bool,
+    /// Seed of the message texts.
+    pub seed: u64,
+    /// Where requests went.
+    pub url: String,
+    /// The model asked for.
+    pub model: String,
+    /// Run seconds per machine second.
+    pub time_scale: f64,
+    /// Unix seconds at the start of the run.
+    pub epoch_unix: f64,
+    /// The engine behind the gate, where the harness started it.
+    pub engine: Option<EngineManifest>,
+}
+
+/// The embedded engine of a cell.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EngineManifest {
+    /// Cost preset.
+    pub cost: String,
+    /// KV blocks.
+    pub kv_blocks: u32,
+    /// Tokens per block.
+    pub block_size: u32,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// Every step was served.
+    Done,
+    /// A step failed for good.
+    Failed,
+    /// The run was interrupted.
+    Cancelled,
+}
+
+/// One program, as a line of `programs.jsonl`. Times are Unix seconds of the run's clock.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProgramRecord {
+    /// Its name, unique in the run.
+    pub program: String,
+    /// What sort of task it is.
+    pub kind: String,
+    /// Its first request was sent.
+    pub started_s: f64,
+    /// Its last reply arrived, or it was given up.
+    pub finished_s: f64,
+    /// Steps served.
+    pub steps: usize,
+    /// Requests that failed, retried ones included.
+    pub errors: usize,
+    /// How it ended.
+    pub ending: Ending,
+    /// The failure that ended it.
+    pub cause: Option<String>,
+}
+
+/// A run directory, which need not be complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// The directory at `path`, to read from.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Makes the directory and proves that it can be written.
+    ///
+    /// # Errors
+    /// When it cannot be made or written; the message names it.
+    pub fn create(path: impl Into<PathBuf>) -> anyhow::Result<Self> {
+        let dir = Self::at(path);
+        fs::create_dir_all(&dir.path)
+            .with_context(|| format!("cannot make run directory {}", dir.path.display()))?;
+        let probe = dir.path.join(".probe");
+        fs::write(&probe, b"")
+            .and_then(|()| fs::remove_file(&probe))
+            .with_context(|| format!("cannot write in run directory {}", dir.path.display()))?;
+        Ok(dir)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A writer of JSON lines to the file `name`, which is emptied first.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn lines(&self, name: &str) -> anyhow::Result<Lines> {
+        let path = self.path.join(name);
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Lines {
+            out: BufWriter::new(file),
+        })
+    }
+
+    /// Writes `value` as the whole of the file `name`, indented.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads `manifest.json`.
+    ///
+    /// # Errors
+    /// When it is missing or malformed; the message names the file.
+    pub fn manifest(&self) -> anyhow::Result<Manifest> {
+        let path = self.path.join("manifest.json");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{} is no run directory", self.path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Reads `programs.jsonl`.
+    ///
+    /// # Errors
+    /// When it is missing or malformed; the message names the line.
+    pub fn programs(&self) -> anyhow::Result<Vec<ProgramRecord>> {
+        self.read_lines("programs.jsonl")?
+            .with_context(|| format!("{} has no programs.jsonl", self.path.display()))
+    }
+
+    /// Reads the gate's `steps.jsonl`, or where no gate wrote one, the replay's `client_steps.jsonl`; with
+    /// which it was.
+    ///
+    /// # Errors
+    /// When both are missing or one is malformed; the message names the line.
+    pub fn steps(&self) -> anyhow::Result<(Vec<StepRecord>, StepSource)> {
+        if let Some(steps) = self.read_lines("steps.jsonl")? {
+            return Ok((steps, StepSource::Gate));
+        }
+        let steps = self
+            .read_lines("client_steps.jsonl")?
+            .with_context(|| format!("{} has no steps.jsonl", self.path.display()))?;
+        Ok((steps, StepSource::Client))
+    }
+
+    /// The text of `kv_cache_timeseries.csv`; `None` where no gate wrote one.
+    ///
+    /// # Errors
+    /// When it exists and cannot be read.
+    pub fn kv_csv(&self) -> anyhow::Result<Option<String>> {
+        self.read_if_there("kv_cache_timeseries.csv")
+    }
+
+    fn read_if_there(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let path = self.path.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn read_lines<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<Vec<T>>> {
+        let Some(text) = self.read_if_there(name)? else {
+            return Ok(None);
+        };
+        let read = |(index, line): (usize, &str)| {
+            serde_json::from_str(line)
+                .with_context(|| format!("{} line {}", self.path.join(name).display(), index + 1))
+        };
+        text.lines()
+            .enumerate()
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map(Some)
+    }
+}
+
+/// Who timed the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepSource {
+    /// The gate, per request.
+    Gate,
+    /// The replaying client, per request.
+    Client,
+}
+
+/// A buffered file of JSON lines. Call [`Self::finish`] to see the last write's error.
+#[derive(Debug)]
+pub struct Lines {
+    out: BufWriter<File>,
+}
+
+impl Lines {
+    /// Appends one line.
+    ///
+    /// # Errors
+    /// When the write fails.
+    pub fn push(&mut self, value: &impl Serialize) -> anyhow::Result<()> {
+        serde_json::to_writer(&mut self.out, value)?;
+        self.out.write_all(b"\n")?;
+        Ok(())
+    }
+
+    /// Writes what is buffered.
+    ///
+    /// # Errors
+    /// When the write fails.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        Ok(self.out.flush()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_reads_back_and_a_bad_line_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(temp.path().join("a/b")).unwrap();
+        let record = ProgramRecord {
+            program: "p".to_owned(),
+            kind: "k".to_owned(),
+            started_s: 1.0,
+            finished_s: 2.5,
+            steps: 3,
+            errors: 0,
+            ending: Ending::Done,
+            cause: None,
+        };
+        let mut lines = dir.lines("programs.jsonl").unwrap();
+        lines.push(&record).unwrap();
+        lines.push(&record).unwrap();
+        lines.finish().unwrap();
+        assert_eq!(dir.programs().unwrap(), [record.clone(), record]);
+
+        fs::write(dir.path().join("steps.jsonl"), "{}\n").unwrap();
+        let error = format!("{:#}", dir.steps().unwrap_err());
+        assert!(error.contains("steps.jsonl line 1"), "{error}");
+        assert_eq!(dir.kv_csv().unwrap(), None);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named_before_anything_starts() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("file"), "").unwrap();
+        let error = RunDir::create(temp.path().join("file/run")).unwrap_err();
+        assert!(format!("{error:#}").contains("file/run"), "{error:#}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Percentiles and means of small samples. Pure; every function says what it does with an empty sample.
+//!
+//! Percentiles interpolate linearly between the two nearest order statistics, at rank `q × (n − 1)`: the rule of
+//! the reference experiment's analysis scripts, so that figures compare.
+
+use serde::{Deserialize, Serialize};
+
+/// What is reported of a sample of durations or counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Sample size.
+    pub n: usize,
+    /// Arithmetic mean, in the sample's unit.
+    pub mean: f64,
+    /// Median, in the sample's unit.
+    pub p50: f64,
+    /// 95th percentile, in the sample's unit.
+    pub p95: f64,
+    /// Largest value, in the sample's unit.
+    pub max: f64,
+}
+
+impl Spread {
+    /// The spread of `values`, which are sorted in place; `None` for an empty sample. NaN sorts last.
+    pub fn of(values: &mut [f64]) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        Some(Self {
+            n: values.len(),
+            mean: mean(values)?,
+            p50: percentile(values, 0.50)?,
+            p95: percentile(values, 0.95)?,
+            max: *values.last()?,
+        })
+    }
+}
+
+/// The `q` quantile (fraction, 0–1) of an ascending sample, interpolated linearly; `None` for an empty sample.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "ranks of samples far below 2^52; `as` saturates"
+)]
+pub fn percentile(sorted: &[f64], q: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    let rank = q.clamp(0.0, 1.0) * last as f64;
+    let (below, above) = (rank.floor() as usize, rank.ceil() as usize);
+    let (low, high) = (*sorted.get(below)?, *sorted.get(above)?);
+    Some(low + (high - low) * rank.fract())
+}
+
+/// The arithmetic mean; `None` for an empty sample.
+#[expect(clippy::cast_precision_loss, reason = "sample sizes far below 2^52")]
+pub fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_interpolate_between_order_statistics() {
+        let sorted = [10.0, 20.0, 30.0, 40.0];
+        let at = |q| percentile(&sorted, q).unwrap();
+        assert!((at(0.5) - 25.0).abs() < 1e-12);
+        assert!((at(0.95) - 38.5).abs() < 1e-12);
+        assert!((at(0.0) - 10.0).abs() < 1e-12 && (at(1.0) - 40.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_empty_sample_has_no_figures_rather_than_zeros() {
+        assert_eq!(percentile(&[], 0.5), None);
+        assert_eq!(mean(&[]), None);
+        assert_eq!(Spread::of(&mut []), None);
+    }
+
+    #[test]
+    fn a_spread_sorts_its_sample() {
+        let spread = Spread::of(&mut [3.0, 1.0, 2.0]).unwrap();
+        assert_eq!(spread.n, 3);
+        assert!((spread.p50 - 2.0).abs() < 1e-12);
+        assert!((spread.mean - 2.0).abs() < 1e-12);
+        assert!((spread.max - 3.0).abs() < 1e-12);
+    }
+}
