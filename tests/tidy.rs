@@ -173,7 +173,8 @@ fn walk(folder: &Path, found: &mut Vec<Source>) {
 
 fn rust_sources() -> Vec<Source> {
     let mut sources = tree();
-    sources.retain(|s| s.path.starts_with("src/") && s.path.ends_with(".rs"));
+    let rust = Some("rs".as_ref());
+    sources.retain(|s| s.path.starts_with("src/") && Path::new(&s.path).extension() == rust);
     assert!(sources.len() > 10, "the tree was not found");
     sources
 }
@@ -283,14 +284,14 @@ fn item_end(code: &str, at: usize) -> usize {
 fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let bytes = code.as_bytes();
     let (first, last) = (word.as_bytes()[0], word.as_bytes()[word.len() - 1]);
-    code.match_indices(word)
-        .map(|(at, _)| at)
-        .filter(move |at| {
-            let before = at.checked_sub(1).map(|n| bytes[n]);
-            let after = bytes.get(at + word.len()).copied();
-            !(is_word(first) && before.is_some_and(is_word))
-                && !(is_word(last) && after.is_some_and(is_word))
-        })
+    let found = code.match_indices(word).map(|(at, _)| at);
+    found.filter(move |at| {
+        let before = at.checked_sub(1).map(|n| bytes[n]);
+        let after = bytes.get(at + word.len()).copied();
+        let joined_before = is_word(first) && before.is_some_and(is_word);
+        let joined_after = is_word(last) && after.is_some_and(is_word);
+        !joined_before && !joined_after
+    })
 }
 
 fn line_of(code: &str, at: usize) -> usize {
