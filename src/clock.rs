@@ -9,6 +9,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::policy::Time;
 
+/// The machine's own time, for what is about sockets and not about the run (such as a connection's idle time).
+pub fn machine_now() -> Instant {
+    Instant::now()
+}
+
 /// The time of a run, real or sped up.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {

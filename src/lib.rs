@@ -10,6 +10,7 @@
 //! through the gate, the comparison). ARCHITECTURE.md walks one request through them.
 
 pub mod clock;
+pub mod config;
 pub mod harness;
 pub mod policy;
 pub mod proxy;

@@ -2,3 +2,5 @@
 //!
 //! Speaks HTTP to a gate and never imports it: a run starts `kvgate serve` as a child process, so that what is
 //! measured is what is shipped.
+
+pub mod engine;

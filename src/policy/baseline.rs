@@ -6,93 +6,39 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    BackendId, Decisions, Event, Policy, PolicySnapshot, RejectReason, RequestId, Time, Wakeup,
-};
+use super::roster::{Flight, Roster};
+use super::{Decisions, Event, Policy, PolicySnapshot, RejectReason, Time, Wakeup};
 
 /// The name in the registry.
 pub const NAME: &str = "baseline";
 
 /// The baseline has nothing to configure.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {}
 
-/// State of the control arm: who is up, and how much each backend has in flight.
-#[derive(Debug)]
+/// State of the control arm: the backends and what runs on them.
+#[derive(Debug, Default)]
 pub struct Baseline {
-    /// Requests in flight by backend; `None` while the backend is down.
-    in_flight: Vec<Option<u32>>,
-    /// The backend of each request in flight, by [`RequestId`].
-    home: Vec<Option<BackendId>>,
-}
-
-impl Baseline {
-    /// A baseline that knows no backend yet.
-    pub const fn new(_config: Config) -> Self {
-        Self {
-            in_flight: Vec::new(),
-            home: Vec::new(),
-        }
-    }
-}
-
-impl Baseline {
-    fn slot(&mut self, backend: BackendId) -> &mut Option<u32> {
-        if self.in_flight.len() <= backend.index() {
-            self.in_flight.resize(backend.index() + 1, None);
-        }
-        &mut self.in_flight[backend.index()]
-    }
-
-    fn least_loaded(&self) -> Option<BackendId> {
-        let up = self
-            .in_flight
-            .iter()
-            .zip(0..)
-            .filter_map(|(load, id)| Some(((*load)?, BackendId(id))));
-        up.min().map(|(_, backend)| backend)
-    }
-
-    fn arrive(&mut self, request: RequestId, out: &mut Decisions) {
-        let Some(backend) = self.least_loaded() else {
-            return out.reject(request, RejectReason::NoBackend);
-        };
-        if let Some(load) = self.slot(backend) {
-            *load += 1;
-        }
-        if self.home.len() <= request.index() {
-            self.home.resize(request.index() + 1, None);
-        }
-        self.home[request.index()] = Some(backend);
-        out.admit(request, backend);
-    }
-
-    fn finish(&mut self, request: RequestId) {
-        let Some(backend) = self.home.get_mut(request.index()).and_then(Option::take) else {
-            return;
-        };
-        if let Some(load) = self.slot(backend) {
-            *load = load.saturating_sub(1);
-        }
-    }
+    roster: Roster,
 }
 
 impl Policy for Baseline {
     fn handle(&mut self, _now: Time, event: &Event, out: &mut Decisions) {
-        match *event {
-            Event::Arrive(arrival) => self.arrive(arrival.request, out),
-            Event::Finish { request, .. } => self.finish(request),
-            Event::BackendUp { backend, .. } => {
-                self.slot(backend).get_or_insert(0);
-            }
-            Event::BackendDown { backend } => *self.slot(backend) = None,
-            Event::FirstToken { .. }
-            | Event::ToolGap { .. }
-            | Event::Release { .. }
-            | Event::Sample(_)
-            | Event::Tick => {}
+        self.roster.observe(event);
+        if let Event::Finish { request, .. } = *event {
+            self.roster.finish(request);
         }
+        let Event::Arrive(arrival) = *event else {
+            return;
+        };
+        let Some(backend) = self.roster.least_in_flight() else {
+            return out.reject(arrival.request, RejectReason::NoBackend);
+        };
+        let program = arrival.program;
+        self.roster
+            .start(arrival.request, Flight { backend, program });
+        out.admit(arrival.request, backend);
     }
 
     fn next_wakeup(&self) -> Option<Wakeup> {

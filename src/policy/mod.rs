@@ -8,16 +8,27 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod baseline;
+pub mod checked;
+pub mod continuum;
 pub mod decision;
+pub mod estimate;
 pub mod event;
 pub mod ids;
+pub mod ledger;
+pub mod roster;
+pub mod settings;
+pub mod slots;
+pub mod thunderreact;
 pub mod time;
 pub mod units;
+pub mod waiting;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
+pub use checked::Checked;
 pub use decision::{Decision, Decisions, HoldReason, RejectReason, Wakeup};
 pub use event::{Arrival, BackendSample, Event, GapKind, Outcome, SharedPrefix, Usage};
 pub use ids::{BackendId, ProgramId, RequestId, ToolId};
@@ -84,20 +95,27 @@ pub struct ProgramView {
 /// The registry: every policy and its configuration.
 ///
 /// Adding a variant makes the compiler name each place that must know it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Config {
     /// Admit at once, to the backend with the fewest requests in flight.
     Baseline(baseline::Config),
+    /// Pause and resume programs by KV cache usage.
+    ThunderReact(thunderreact::Config),
+    /// Keep a program's room through a tool gap, up to a time-to-live.
+    Continuum(continuum::Config),
 }
 
 impl Config {
     /// The names accepted by `--policy`, in the order of the documentation.
-    pub const NAMES: [&'static str; 1] = [baseline::NAME];
+    pub const NAMES: [&'static str; 3] = [baseline::NAME, thunderreact::NAME, continuum::NAME];
 
     /// The policy called `name` with its default configuration; `None` for an unknown name.
     pub fn by_name(name: &str) -> Option<Self> {
         match name {
             baseline::NAME => Some(Self::Baseline(baseline::Config::default())),
+            thunderreact::NAME => Some(Self::ThunderReact(thunderreact::Config::default())),
+            continuum::NAME => Some(Self::Continuum(continuum::Config::default())),
             _ => None,
         }
     }
@@ -106,13 +124,82 @@ impl Config {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Baseline(_) => baseline::NAME,
+            Self::ThunderReact(_) => thunderreact::NAME,
+            Self::Continuum(_) => continuum::NAME,
         }
     }
 
-    /// A fresh policy with this configuration.
-    pub fn build(&self) -> Box<dyn Policy> {
-        match self {
-            Self::Baseline(config) => Box::new(baseline::Baseline::new(config.clone())),
+    /// The policy called `name`, with the settings that `table` holds and the defaults for the rest.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown key, or a value of the wrong type, as the deserialiser words it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(name: &str, table: D) -> Result<Self, D::Error> {
+        match name {
+            baseline::NAME => Deserialize::deserialize(table).map(Self::Baseline),
+            thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
+            continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
+            _ => Err(D::Error::custom(format!("unknown policy {name:?}; choose one of {}", Self::NAMES.join(", ")))),
         }
+    }
+
+    /// Checks every setting of the chosen policy.
+    ///
+    /// # Errors
+    /// One line that names the key and the fix.
+    pub fn validate(&self) -> Result<(), String> {
+        let checked = match self {
+            Self::Baseline(baseline::Config {}) => Ok(()),
+            Self::ThunderReact(config) => config.validate(),
+            Self::Continuum(config) => config.validate(),
+        };
+        checked.map_err(|problem| format!("{}.{problem}", self.name()))
+    }
+
+    /// A fresh policy with this configuration, which [`Self::validate`] has accepted. Debug builds wrap it in
+    /// [`Checked`].
+    pub fn build(&self) -> Box<dyn Policy> {
+        let policy = self.build_unchecked();
+        if cfg!(debug_assertions) {
+            return Box::new(Checked::new(policy));
+        }
+        policy
+    }
+
+    /// A fresh policy without the wrapper of debug builds, for measurements.
+    pub fn build_unchecked(&self) -> Box<dyn Policy> {
+        match self {
+            Self::Baseline(baseline::Config {}) => Box::new(baseline::Baseline::default()),
+            Self::ThunderReact(config) => Box::new(thunderreact::ThunderReact::new(config.clone())),
+            Self::Continuum(config) => Box::new(continuum::Continuum::new(config.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_builds_the_policy_that_it_names() {
+        for name in Config::NAMES {
+            let config = Config::by_name(name).unwrap();
+            assert_eq!(config.name(), name);
+            assert_eq!(config.validate(), Ok(()), "the defaults are valid");
+            assert_eq!(config.build().snapshot().policy, name);
+        }
+        assert_eq!(Config::by_name("fifo"), None);
+    }
+
+    #[test]
+    fn a_bad_setting_is_refused_with_its_full_name() {
+        let config = Config::Continuum(continuum::Config {
+            headroom: 2.0,
+            ..continuum::Config::default()
+        });
+        let problem = config.validate().unwrap_err();
+        assert!(
+            problem.starts_with("continuum.headroom is 2: "),
+            "{problem}"
+        );
     }
 }

@@ -1,0 +1,262 @@
+//! Runs the core in scaled real time: one task owns the engine, everybody else talks to it by messages.
+//!
+//! An iteration that starts at *t* and takes *d* is visible at *t + d*. Whenever the task wakes, it runs every
+//! iteration that is due by the clock, each seeing exactly the requests that had arrived when it began; so the
+//! result does not depend on how late or coarse the machine's timers are, until the machine is too slow
+//! altogether ([`Snapshot::lag`]).
+//!
+//! A client watches a [`Progress`], of which only the newest value is kept. First and last tokens are published
+//! at once, those between at most every [`FLUSH_EVERY`]: several tokens may share a chunk, as they do in vLLM
+//! under load, and a slow reader costs no memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::core::hash::BuildPassThrough;
+use super::core::{Engine, Finish, Request, RequestId, Stats, StepReport};
+use super::histogram::Histogram;
+use super::reply::Progress;
+use crate::clock::Clock;
+use crate::policy::Time;
+
+/// Real time between two chunks of one stream, at least.
+const FLUSH_EVERY: Duration = Duration::from_millis(5);
+/// Iterations run before other tasks get a turn.
+const BURST: u32 = 64;
+
+/// What a handler asks of the engine. The channel is unbounded, its length is not: a request sends at most one
+/// of each, and the number of requests is bounded ([`super::http`]).
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Queue the request at this time.
+    Submit {
+        at: Time,
+        request: Request,
+        progress: watch::Sender<Progress>,
+    },
+    /// The client has gone, or has all it wanted.
+    Forget(RequestId),
+}
+
+/// What `/metrics` shows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Snapshot {
+    pub(super) stats: Stats,
+    pub(super) stopped: u64,
+    pub(super) cut: u64,
+    pub(super) ttft: Histogram,
+    pub(super) e2e: Histogram,
+    /// Engine time that the machine is behind by.
+    pub(super) lag: Duration,
+}
+
+/// A request inside the engine, and who waits for it.
+#[derive(Debug)]
+struct Client {
+    arrived: Time,
+    now: Progress,
+    /// `now` is newer than what was published.
+    dirty: bool,
+    progress: watch::Sender<Progress>,
+}
+
+/// The owner of the engine.
+#[derive(Debug)]
+pub(super) struct Driver {
+    engine: Engine,
+    clock: Clock,
+    /// Where the engine is: the end of the last iteration that is visible.
+    time: Time,
+    /// End of the iteration under way, whose report is in `report`.
+    busy_until: Option<Time>,
+    report: StepReport,
+    /// Requests still on their way through the HTTP server.
+    arriving: BTreeMap<(Time, RequestId), (Request, watch::Sender<Progress>)>,
+    clients: HashMap<RequestId, Client, BuildPassThrough>,
+    dirty: Vec<RequestId>,
+    flushed: Time,
+    snapshot: Snapshot,
+    published: watch::Sender<Snapshot>,
+}
+
+impl Driver {
+    pub(super) fn new(engine: Engine, clock: Clock, published: watch::Sender<Snapshot>) -> Self {
+        let snapshot = published.borrow().clone();
+        Self {
+            engine,
+            clock,
+            time: Time::ZERO,
+            busy_until: None,
+            report: StepReport::default(),
+            arriving: BTreeMap::new(),
+            clients: HashMap::default(),
+            dirty: Vec::new(),
+            flushed: Time::ZERO,
+            snapshot,
+            published,
+        }
+    }
+
+    /// Runs until `stop`. Dropping the driver ends every open stream with finish reason `abort`.
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        stop: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(stop);
+        loop {
+            while let Ok(command) = commands.try_recv() {
+                self.apply(command);
+            }
+            let now = self.clock.now();
+            let caught_up = self.catch_up(now);
+            self.publish(now);
+            if !caught_up {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let wake = self.wakeup().map(|at| self.clock.instant(at).into());
+            let sleep = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                command = commands.recv() => match command {
+                    Some(command) => self.apply(command),
+                    None => return,
+                },
+                () = sleep => {}
+            }
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Submit {
+                at,
+                request,
+                progress,
+            } => {
+                self.arriving.insert((at, request.id), (request, progress));
+            }
+            Command::Forget(id) => {
+                if self.clients.remove(&id).is_some() {
+                    self.engine.abort(id);
+                } else {
+                    self.arriving.retain(|(_, arriving), _| *arriving != id);
+                }
+            }
+        }
+    }
+
+    /// Runs what is due at `now`; `false` if that was more than one turn may take.
+    fn catch_up(&mut self, now: Time) -> bool {
+        for _ in 0..BURST {
+            if let Some(end) = self.busy_until {
+                if end > now {
+                    return true;
+                }
+                self.time = end;
+                self.busy_until = None;
+                self.deliver();
+            }
+            if self.engine.is_idle() {
+                match self.arriving.first_key_value() {
+                    Some(((at, _), _)) if *at <= now => self.time = self.time.max(*at),
+                    _ => return true,
+                }
+            }
+            self.admit();
+            self.engine.step(&mut self.report);
+            self.busy_until = Some(self.time + self.report.duration);
+        }
+        false
+    }
+
+    /// Submits what has arrived by the engine's time.
+    fn admit(&mut self) {
+        while let Some(entry) = self.arriving.first_entry() {
+            let (arrived, id) = *entry.key();
+            if arrived > self.time {
+                return;
+            }
+            let (request, progress) = entry.remove();
+            if self.engine.submit(arrived, request).is_err() {
+                // The handlers check every limit first; a request refused here ends as aborted.
+                continue;
+            }
+            let client = Client {
+                arrived,
+                now: Progress::default(),
+                dirty: false,
+                progress,
+            };
+            self.clients.insert(id, client);
+        }
+    }
+
+    /// Hands out the tokens of the iteration that has just ended.
+    fn deliver(&mut self) {
+        for emitted in &self.report.emitted {
+            let Some(client) = self.clients.get_mut(&emitted.request) else {
+                continue;
+            };
+            client.now = Progress {
+                output: emitted.output,
+                cached: emitted.cached,
+                finish: emitted.finish,
+            };
+            let age = self.time.since(client.arrived);
+            if emitted.output == 1 {
+                self.snapshot.ttft.observe(age);
+                client.progress.send_replace(client.now);
+            } else if !client.dirty {
+                client.dirty = true;
+                self.dirty.push(emitted.request);
+            }
+            let Some(finish) = emitted.finish else {
+                continue;
+            };
+            self.snapshot.e2e.observe(age);
+            match finish {
+                Finish::Stop => self.snapshot.stopped += 1,
+                Finish::Length => self.snapshot.cut += 1,
+            }
+            client.progress.send_replace(client.now);
+            self.clients.remove(&emitted.request);
+        }
+    }
+
+    fn publish(&mut self, now: Time) {
+        if self.clock.machine(now.since(self.flushed)) >= FLUSH_EVERY {
+            self.flushed = now;
+            for id in self.dirty.drain(..) {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.dirty = false;
+                    client.progress.send_replace(client.now);
+                }
+            }
+        }
+        self.snapshot.stats = self.engine.stats();
+        self.snapshot.lag = match self.busy_until {
+            Some(end) => now.since(end),
+            None => Duration::ZERO,
+        };
+        let snapshot = &self.snapshot;
+        self.published
+            .send_modify(|shown| shown.clone_from(snapshot));
+    }
+
+    /// When there is something to do again, unless a command comes first.
+    fn wakeup(&self) -> Option<Time> {
+        let arrival = self.arriving.first_key_value().map(|((at, _), _)| *at);
+        self.busy_until.or(arrival)
+    }
+}

@@ -1,0 +1,157 @@
+//! `/metrics`: the series of vLLM 0.32 that a gate or a sampler reads, under vLLM's names and labels.
+
+use std::fmt::Write;
+
+use super::EngineConfig;
+use super::driver::Snapshot;
+
+/// Renders `snapshot` in the Prometheus text format.
+pub(super) fn render(config: &EngineConfig, snapshot: &Snapshot) -> String {
+    let stats = &snapshot.stats;
+    let model = config.models.first().map_or("", String::as_str);
+    let mut page = Page {
+        model,
+        text: String::with_capacity(16 << 10),
+    };
+    page.gauge(
+        "num_requests_running",
+        "Number of requests in model execution batches.",
+        count(stats.running as u64),
+    );
+    page.gauge(
+        "num_requests_waiting",
+        "Number of requests waiting to be processed.",
+        count(stats.waiting as u64),
+    );
+    page.gauge(
+        "kv_cache_usage_perc",
+        "KV-cache usage. 1 means 100 percent usage.",
+        stats.kv_usage,
+    );
+    for (name, help, value) in [
+        (
+            "prefix_cache_queries",
+            "Prefix cache queries, in terms of number of queried tokens.",
+            stats.prefix_queries,
+        ),
+        (
+            "prefix_cache_hits",
+            "Prefix cache hits, in terms of number of cached tokens.",
+            stats.prefix_hits,
+        ),
+        (
+            "num_preemptions",
+            "Cumulative number of preemption from the engine.",
+            stats.preemptions,
+        ),
+        (
+            "prompt_tokens",
+            "Number of prefill tokens processed.",
+            stats.prompt_tokens,
+        ),
+        (
+            "generation_tokens",
+            "Number of generation tokens processed.",
+            stats.generation_tokens,
+        ),
+    ] {
+        page.counter(name, help, value);
+    }
+    page.finished(snapshot);
+    let name = "vllm:time_to_first_token_seconds";
+    page.head(
+        name,
+        "Histogram of time to first token in seconds.",
+        "histogram",
+    );
+    snapshot.ttft.expose(name, model, &mut page.text);
+    let name = "vllm:e2e_request_latency_seconds";
+    page.head(
+        name,
+        "Histogram of e2e request latency in seconds.",
+        "histogram",
+    );
+    snapshot.e2e.expose(name, model, &mut page.text);
+    page.cache_config(config);
+    page.head(
+        "kvgate_engine_lag_seconds",
+        "Engine time by which the machine is behind the asked speed-up.",
+        "gauge",
+    );
+    let _ = writeln!(
+        page.text,
+        "kvgate_engine_lag_seconds {}",
+        snapshot.lag.as_secs_f64()
+    );
+    page.text
+}
+
+struct Page<'a> {
+    model: &'a str,
+    text: String,
+}
+
+impl Page<'_> {
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        let name = format!("vllm:{name}");
+        self.head(&name, help, "gauge");
+        self.sample(&name, "", value);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        let name = format!("vllm:{name}_total");
+        self.head(&name, help, "counter");
+        self.sample(&name, "", count(value));
+    }
+
+    fn finished(&mut self, snapshot: &Snapshot) {
+        let name = "vllm:request_success_total";
+        self.head(name, "Count of successfully processed requests.", "counter");
+        for (reason, requests) in [
+            ("stop", snapshot.stopped),
+            ("length", snapshot.cut),
+            ("abort", 0),
+            ("error", 0),
+            ("repetition", 0),
+        ] {
+            let label = format!("finished_reason=\"{reason}\",");
+            self.sample(name, &label, count(requests));
+        }
+    }
+
+    /// One sample. Whole numbers are written with `.0`, as vLLM's client library does.
+    fn sample(&mut self, name: &str, label: &str, value: f64) {
+        let model = self.model;
+        let _ = writeln!(
+            self.text,
+            "{name}{{engine=\"0\",{label}model_name=\"{model}\"}} {value:?}"
+        );
+    }
+
+    fn cache_config(&mut self, config: &EngineConfig) {
+        let core = &config.core;
+        let name = "vllm:cache_config_info";
+        self.head(name, "Information of the LLMEngine CacheConfig", "gauge");
+        let tokens = u64::from(core.blocks) * u64::from(core.block_size);
+        let concurrency = count(tokens) / f64::from(config.max_model_len);
+        let _ = writeln!(
+            self.text,
+            "{name}{{block_size=\"{block_size}\",cache_dtype=\"auto\",enable_prefix_caching=\"True\",\
+             engine=\"0\",gpu_memory_utilization=\"0.92\",kv_cache_max_concurrency=\"{concurrency}\",\
+             kv_cache_size_tokens=\"{tokens}\",num_gpu_blocks=\"{blocks}\",\
+             num_gpu_blocks_override=\"{blocks}\",prefix_caching_hash_algo=\"xxh3\",\
+             sliding_window=\"None\"}} 1.0",
+            block_size = core.block_size,
+            blocks = core.blocks,
+        );
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus values are floats")]
+const fn count(value: u64) -> f64 {
+    value as f64
+}

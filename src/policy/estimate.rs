@@ -1,0 +1,180 @@
+//! Pure estimators that policies and the proxy share: prompt lengths before the backend reports them, and tool
+//! gaps by kind.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::{GapKind, Tokens, ToolId};
+
+/// A program's last request, as far as it helps to estimate the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptHistory {
+    /// Prompt length that the backend reported.
+    pub prompt: Tokens,
+    /// Length of the request body that carried it, bytes.
+    pub body_bytes: u64,
+}
+
+/// Estimates a prompt's tokens from the length of its request body.
+///
+/// Bytes per token is an exponentially weighted mean over all programs, corrected by every reported usage. A
+/// program that was seen before is estimated from its last prompt plus its growth, which is closer.
+#[derive(Clone, Debug)]
+pub struct PromptEstimator {
+    bytes_per_token: f64,
+}
+
+impl PromptEstimator {
+    /// Bytes per token before any report: English text and JSON are near it.
+    pub const DEFAULT_BYTES_PER_TOKEN: f64 = 4.0;
+    /// Weight of one report, 0–1.
+    const WEIGHT: f64 = 0.05;
+    /// Reports outside this range (images, empty prompts) say nothing about text and are cut to it.
+    const RANGE: (f64, f64) = (0.5, 64.0);
+
+    /// An estimator that has seen no report.
+    pub const fn new() -> Self {
+        Self {
+            bytes_per_token: Self::DEFAULT_BYTES_PER_TOKEN,
+        }
+    }
+
+    /// Bytes per token as learned so far.
+    pub const fn bytes_per_token(&self) -> f64 {
+        self.bytes_per_token
+    }
+
+    /// The prompt length of a request with a body of `body_bytes`. A body that shrank gives a shorter prompt.
+    pub fn estimate(&self, history: Option<PromptHistory>, body_bytes: u64) -> Tokens {
+        let bytes = |n: u64| Tokens::from_f64((Tokens(n).as_f64() / self.bytes_per_token).round());
+        let Some(last) = history else {
+            return bytes(body_bytes);
+        };
+        let grown = bytes(body_bytes.saturating_sub(last.body_bytes));
+        let shrunk = bytes(last.body_bytes.saturating_sub(body_bytes));
+        last.prompt + grown - shrunk
+    }
+
+    /// Learns from a reported prompt length; an empty prompt teaches nothing.
+    pub fn observe(&mut self, body_bytes: u64, prompt: Tokens) {
+        if prompt == Tokens::ZERO {
+            return;
+        }
+        let seen = Tokens(body_bytes).as_f64() / prompt.as_f64();
+        let seen = seen.clamp(Self::RANGE.0, Self::RANGE.1);
+        self.bytes_per_token += Self::WEIGHT * (seen - self.bytes_per_token);
+    }
+}
+
+impl Default for PromptEstimator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The last gaps of one kind.
+#[derive(Clone, Debug, Default)]
+struct Ring {
+    /// Seconds, oldest first.
+    gaps: VecDeque<f64>,
+    sum: f64,
+}
+
+/// How long tool gaps of each kind were: finish of a step to the program's next arrival.
+///
+/// Bounded twice: the oldest gap of a full ring is dropped, and kinds past the bound share one ring.
+#[derive(Clone, Debug, Default)]
+pub struct GapHistory {
+    rings: BTreeMap<GapKind, Ring>,
+}
+
+impl GapHistory {
+    /// Gaps kept per kind.
+    pub const RING: usize = 1024;
+    /// Kinds kept apart; further tools count as [`ToolId::OTHER`].
+    pub const KINDS: usize = 1024;
+
+    /// An empty history.
+    pub const fn new() -> Self {
+        Self {
+            rings: BTreeMap::new(),
+        }
+    }
+
+    /// Adds one gap of `kind`.
+    pub fn observe(&mut self, kind: GapKind, gap: Duration) {
+        let kind = self.fold(kind);
+        let ring = self.rings.entry(kind).or_default();
+        if ring.gaps.len() == Self::RING {
+            ring.sum -= ring.gaps.pop_front().unwrap_or_default();
+        }
+        ring.gaps.push_back(gap.as_secs_f64());
+        ring.sum += gap.as_secs_f64();
+    }
+
+    /// The mean gap of `kind` in seconds; `None` when none was seen.
+    #[expect(clippy::cast_precision_loss, reason = "a ring's length is small")]
+    pub fn mean_s(&self, kind: GapKind) -> Option<f64> {
+        let ring = self.rings.get(&self.fold(kind))?;
+        Some(ring.sum / ring.gaps.len() as f64)
+    }
+
+    fn fold(&self, kind: GapKind) -> GapKind {
+        if self.rings.len() < Self::KINDS || self.rings.contains_key(&kind) {
+            return kind;
+        }
+        GapKind::Tool(ToolId::OTHER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_program_is_estimated_from_its_growth() {
+        let estimator = PromptEstimator::new();
+        assert_eq!(estimator.estimate(None, 4000), Tokens(1000));
+        let last = PromptHistory {
+            prompt: Tokens(700),
+            body_bytes: 4000,
+        };
+        assert_eq!(estimator.estimate(Some(last), 4400), Tokens(800));
+        assert_eq!(estimator.estimate(Some(last), 3600), Tokens(600));
+        assert_eq!(estimator.estimate(Some(last), 0), Tokens::ZERO);
+    }
+
+    #[test]
+    fn reports_pull_the_ratio_to_the_truth_and_nonsense_does_not_break_it() {
+        let mut estimator = PromptEstimator::new();
+        for _ in 0..200 {
+            estimator.observe(3000, Tokens(1000));
+        }
+        assert!((estimator.bytes_per_token() - 3.0).abs() < 1e-3);
+        estimator.observe(10, Tokens::ZERO);
+        estimator.observe(u64::MAX, Tokens(1));
+        assert!(estimator.bytes_per_token() < 7.0);
+    }
+
+    #[test]
+    fn a_full_ring_forgets_its_oldest_gap() {
+        let mut history = GapHistory::new();
+        assert_eq!(history.mean_s(GapKind::UserTurn), None);
+        history.observe(GapKind::UserTurn, Duration::from_secs(5000));
+        for _ in 0..GapHistory::RING {
+            history.observe(GapKind::UserTurn, Duration::from_secs(1));
+        }
+        let mean = history.mean_s(GapKind::UserTurn).unwrap();
+        assert!((mean - 1.0).abs() < 1e-9, "{mean}");
+    }
+
+    #[test]
+    fn tools_past_the_bound_share_one_history() {
+        let mut history = GapHistory::new();
+        for tool in 0..3000 {
+            history.observe(GapKind::Tool(ToolId(tool)), Duration::from_secs(1));
+        }
+        assert!(history.rings.len() <= GapHistory::KINDS + 1);
+        assert!(history.mean_s(GapKind::Tool(ToolId(2999))).is_some());
+    }
+}

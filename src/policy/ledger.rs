@@ -1,0 +1,375 @@
+//! Who occupies which backend's KV cache, as far as the gate knows: running requests and parked programs.
+//!
+//! A *footprint* is the tokens of one prompt, part of which may be a prefix that other programs share. The
+//! shared part counts once per backend, for as long as anyone there uses it. Sums move only when a footprint
+//! comes or goes, and debug builds prove them against a recount (law P8).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::slots::Slots;
+use super::{BackendId, ProgramId, RequestId, SharedPrefix, Tokens};
+
+/// The KV tokens of one prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// All of them, the shared prefix included.
+    pub tokens: Tokens,
+    /// The part that other programs share, if known.
+    pub shared: Option<SharedPrefix>,
+}
+
+/// Tokens counted on one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Private parts of running requests.
+    pub running: Tokens,
+    /// Private parts of parked programs.
+    pub idle: Tokens,
+    /// Shared prefixes, each once.
+    pub shared: Tokens,
+}
+
+impl Sums {
+    /// Everything counted.
+    pub fn total(self) -> Tokens {
+        self.running + self.idle + self.shared
+    }
+}
+
+/// A footprint as it was counted, so that it is taken off exactly.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    backend: BackendId,
+    private: Tokens,
+    prefix: Option<u64>,
+}
+
+/// One shared prefix on one backend.
+#[derive(Clone, Copy, Debug)]
+struct Prefix {
+    /// Its length, as its first user estimated it.
+    tokens: Tokens,
+    users: u32,
+}
+
+/// One backend's page.
+#[derive(Debug, Default)]
+struct Page {
+    sums: Sums,
+    prefixes: BTreeMap<u64, Prefix>,
+    idle_by_size: BTreeSet<(Tokens, ProgramId)>,
+}
+
+impl Page {
+    /// The length counted for `shared` here; the estimate itself when nobody here uses it.
+    fn prefix_tokens(&self, shared: SharedPrefix) -> Tokens {
+        let known = self.prefixes.get(&shared.fingerprint);
+        known.map_or(shared.tokens, |prefix| prefix.tokens)
+    }
+
+    fn use_prefix(&mut self, shared: SharedPrefix) -> Tokens {
+        let sum = &mut self.sums.shared;
+        let prefix = self.prefixes.entry(shared.fingerprint).or_insert_with(|| {
+            *sum += shared.tokens;
+            Prefix {
+                tokens: shared.tokens,
+                users: 0,
+            }
+        });
+        prefix.users += 1;
+        prefix.tokens
+    }
+
+    fn drop_prefix(&mut self, fingerprint: u64) -> Tokens {
+        let Some(prefix) = self.prefixes.get_mut(&fingerprint) else {
+            return Tokens::ZERO;
+        };
+        prefix.users -= 1;
+        let tokens = prefix.tokens;
+        if prefix.users == 0 {
+            self.sums.shared -= tokens;
+            self.prefixes.remove(&fingerprint);
+        }
+        tokens
+    }
+}
+
+/// The ledger of all backends.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    running: Slots<Entry>,
+    parked: Slots<Entry>,
+    pages: Vec<Page>,
+    /// Transitions since the last recount (debug builds).
+    unproved: usize,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub const fn new() -> Self {
+        Self {
+            running: Slots::new(),
+            parked: Slots::new(),
+            pages: Vec::new(),
+            unproved: 0,
+        }
+    }
+
+    /// Counts a request that starts to run on `backend`.
+    pub fn start(&mut self, request: RequestId, backend: BackendId, footprint: Footprint) {
+        self.finish(request);
+        let entry = self.count(backend, footprint);
+        self.pages[backend.index()].sums.running += entry.private;
+        self.running.insert(request.index(), entry);
+        self.prove();
+    }
+
+    /// Takes a request off that has ended, and returns the tokens that its footprint had, shared prefix included;
+    /// `None` if it was not running.
+    pub fn finish(&mut self, request: RequestId) -> Option<Tokens> {
+        let entry = self.running.remove(request.index())?;
+        self.pages[entry.backend.index()].sums.running -= entry.private;
+        let shared = self.uncount(entry);
+        self.prove();
+        Some(entry.private + shared)
+    }
+
+    /// Counts an idle program whose context stays on `backend`; replaces where it was parked before.
+    pub fn park(&mut self, program: ProgramId, backend: BackendId, footprint: Footprint) {
+        self.unpark(program);
+        let entry = self.count(backend, footprint);
+        let page = &mut self.pages[backend.index()];
+        page.sums.idle += entry.private;
+        page.idle_by_size.insert((entry.private, program));
+        self.parked.insert(program.index(), entry);
+        self.prove();
+    }
+
+    /// Takes a parked program off; returns where it was.
+    pub fn unpark(&mut self, program: ProgramId) -> Option<BackendId> {
+        let entry = self.parked.remove(program.index())?;
+        let page = &mut self.pages[entry.backend.index()];
+        page.sums.idle -= entry.private;
+        page.idle_by_size.remove(&(entry.private, program));
+        self.uncount(entry);
+        self.prove();
+        Some(entry.backend)
+    }
+
+    /// Where the program is parked, and its private tokens there.
+    pub fn parked(&self, program: ProgramId) -> Option<(BackendId, Tokens)> {
+        let entry = self.parked.get(program.index())?;
+        Some((entry.backend, entry.private))
+    }
+
+    /// The programs parked on `backend`, smallest private part first.
+    pub fn idle_by_size(&self, backend: BackendId) -> impl Iterator<Item = (Tokens, ProgramId)> {
+        let page = self.pages.get(backend.index());
+        page.into_iter()
+            .flat_map(|page| page.idle_by_size.iter().copied())
+    }
+
+    /// What is counted on `backend`.
+    pub fn sums(&self, backend: BackendId) -> Sums {
+        self.pages
+            .get(backend.index())
+            .map_or_else(Sums::default, |page| page.sums)
+    }
+
+    /// Tokens counted over all backends. O(backends).
+    pub fn resident(&self) -> Tokens {
+        self.pages.iter().map(|page| page.sums.total()).sum()
+    }
+
+    /// The total of `backend` if a request of `program` started there now: its own parked tokens turn into
+    /// running ones, and a prefix that is already there costs nothing.
+    pub fn total_if_started(
+        &self,
+        backend: BackendId,
+        program: Option<ProgramId>,
+        footprint: Footprint,
+    ) -> Tokens {
+        let Some(page) = self.pages.get(backend.index()) else {
+            return footprint.tokens;
+        };
+        let own = program.and_then(|id| self.parked.get(id.index()));
+        let own = own.filter(|entry| entry.backend == backend);
+        let mut total = page.sums.total();
+        if let Some(entry) = own {
+            total -= entry.private;
+            total -= self.prefix_if_last(page, entry, footprint);
+        }
+        total + added(page, footprint)
+    }
+
+    /// The sums of every backend, recomputed from the footprints: what [`Self::sums`] must equal.
+    pub fn recount(&self) -> Vec<Sums> {
+        let mut sums = vec![Sums::default(); self.pages.len()];
+        let mut seen = BTreeSet::new();
+        let running = self.running.iter().map(|(_, entry)| (entry, false));
+        let parked = self.parked.iter().map(|(_, entry)| (entry, true));
+        for (entry, idle) in running.chain(parked) {
+            let (sum, page) = (
+                &mut sums[entry.backend.index()],
+                &self.pages[entry.backend.index()],
+            );
+            *(if idle {
+                &mut sum.idle
+            } else {
+                &mut sum.running
+            }) += entry.private;
+            let Some(fingerprint) = entry.prefix else {
+                continue;
+            };
+            if seen.insert((entry.backend, fingerprint)) {
+                sum.shared += page
+                    .prefixes
+                    .get(&fingerprint)
+                    .map_or(Tokens::ZERO, |p| p.tokens);
+            }
+        }
+        sums
+    }
+
+    /// Tokens of the entry's prefix that would leave `page` with it: none while others use the prefix, or the
+    /// request that starts uses the same.
+    fn prefix_if_last(&self, page: &Page, entry: &Entry, footprint: Footprint) -> Tokens {
+        let same = footprint.shared.map(|shared| shared.fingerprint) == entry.prefix;
+        let prefix = entry.prefix.and_then(|print| page.prefixes.get(&print));
+        prefix
+            .filter(|prefix| prefix.users == 1 && !same)
+            .map_or(Tokens::ZERO, |prefix| prefix.tokens)
+    }
+
+    fn count(&mut self, backend: BackendId, footprint: Footprint) -> Entry {
+        if self.pages.len() <= backend.index() {
+            self.pages.resize_with(backend.index() + 1, Page::default);
+        }
+        let page = &mut self.pages[backend.index()];
+        let shared = footprint
+            .shared
+            .map_or(Tokens::ZERO, |shared| page.use_prefix(shared));
+        Entry {
+            backend,
+            private: footprint.tokens - shared,
+            prefix: footprint.shared.map(|shared| shared.fingerprint),
+        }
+    }
+
+    /// Takes the entry's use of its prefix back; returns the prefix's length.
+    fn uncount(&mut self, entry: Entry) -> Tokens {
+        let page = &mut self.pages[entry.backend.index()];
+        let print = entry.prefix;
+        print.map_or(Tokens::ZERO, |print| page.drop_prefix(print))
+    }
+
+    /// Law P8. A recount is O(n), so it happens once every n transitions: amortised O(1).
+    fn prove(&mut self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        self.unproved += 1;
+        if self.unproved > self.running.len() + self.parked.len() {
+            self.unproved = 0;
+            let kept: Vec<Sums> = self.pages.iter().map(|page| page.sums).collect();
+            debug_assert_eq!(kept, self.recount(), "P8: the ledger drifted");
+        }
+    }
+}
+
+/// Tokens that `footprint` adds to `page`.
+fn added(page: &Page, footprint: Footprint) -> Tokens {
+    let Some(shared) = footprint.shared else {
+        return footprint.tokens;
+    };
+    let private = footprint.tokens - page.prefix_tokens(shared);
+    if page.prefixes.contains_key(&shared.fingerprint) {
+        return private;
+    }
+    private + shared.tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const B: BackendId = BackendId(0);
+    const SYSTEM: SharedPrefix = SharedPrefix {
+        fingerprint: 7,
+        tokens: Tokens(100),
+    };
+
+    const fn plain(tokens: u64) -> Footprint {
+        Footprint {
+            tokens: Tokens(tokens),
+            shared: None,
+        }
+    }
+
+    const fn sharing(tokens: u64) -> Footprint {
+        Footprint {
+            tokens: Tokens(tokens),
+            shared: Some(SYSTEM),
+        }
+    }
+
+    #[test]
+    fn a_shared_prefix_counts_once_until_its_last_user_leaves() {
+        let mut ledger = Ledger::new();
+        ledger.start(RequestId(0), B, sharing(300));
+        ledger.park(ProgramId(1), B, sharing(150));
+        assert_eq!(ledger.sums(B).total(), Tokens(200 + 50 + 100));
+        ledger.finish(RequestId(0));
+        assert_eq!(ledger.sums(B).total(), Tokens(50 + 100));
+        assert_eq!(ledger.unpark(ProgramId(1)), Some(B));
+        assert_eq!(ledger.sums(B), Sums::default());
+    }
+
+    #[test]
+    fn asking_what_a_start_would_cost_agrees_with_starting() {
+        for (parked, next) in [
+            (plain(40), plain(60)),
+            (sharing(140), sharing(160)),
+            (sharing(140), plain(60)),
+            (plain(40), sharing(160)),
+        ] {
+            for other in [None, Some(sharing(500))] {
+                let mut ledger = Ledger::new();
+                if let Some(other) = other {
+                    ledger.start(RequestId(9), B, other);
+                }
+                ledger.park(ProgramId(0), B, parked);
+                let asked = ledger.total_if_started(B, Some(ProgramId(0)), next);
+                ledger.unpark(ProgramId(0));
+                ledger.start(RequestId(0), B, next);
+                assert_eq!(
+                    asked,
+                    ledger.sums(B).total(),
+                    "{parked:?} {next:?} {other:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn idle_programs_come_smallest_first() {
+        let mut ledger = Ledger::new();
+        ledger.park(ProgramId(0), B, plain(30));
+        ledger.park(ProgramId(1), B, plain(10));
+        ledger.park(ProgramId(0), B, plain(5));
+        let order: Vec<_> = ledger.idle_by_size(B).collect();
+        assert_eq!(
+            order,
+            [(Tokens(5), ProgramId(0)), (Tokens(10), ProgramId(1))]
+        );
+    }
+
+    #[test]
+    fn a_footprint_smaller_than_its_prefix_has_no_private_part() {
+        let mut ledger = Ledger::new();
+        ledger.start(RequestId(0), B, sharing(20));
+        assert_eq!(ledger.sums(B).total(), Tokens(100));
+        ledger.finish(RequestId(0));
+        assert_eq!(ledger.sums(B).total(), Tokens::ZERO);
+    }
+}

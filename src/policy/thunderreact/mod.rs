@@ -1,0 +1,352 @@
+//! ThunderReact: pauses programs while the KV cache is nearly full, and resumes them when it is not.
+//!
+//! Idea: a backend at 95 % usage takes turns away from the programs that lose least, those with the fewest steps
+//! behind them; a paused program finishes what it runs, then its next request is held. Below 85 % the programs
+//! with the most steps return first, a bounded number of tokens at a time.
+//! Source: the reference experiment's router (`multinode_router.py`), which this follows except where it stalls:
+//! holds are bounded, an idle backend takes the first waiting request at once, the resume budget goes only to
+//! programs with a request waiting, a cooldown begins only when something was done, and a program's requests in
+//! flight are counted.
+//! Worse when usage is sampled rarely (it reacts to the last sample), when young programs keep arriving (a
+//! first request is never held), and when long tool gaps leave paused programs' caches to be evicted anyway.
+//!
+//! Here: requests and routing. [`pressure`]: the periodic pause, resume and transfer. [`programs`]: the table.
+
+mod config;
+mod pressure;
+mod programs;
+#[cfg(test)]
+mod tests;
+
+pub use config::Config;
+
+use super::roster::{Backend, Flight, Roster};
+use super::settings;
+use super::waiting::Waiting;
+use super::{
+    Arrival, BackendId, Decisions, Event, HoldReason, Outcome, Policy, PolicySnapshot, ProgramId,
+    ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
+};
+use pressure::Cooldowns;
+use programs::{Programs, ResumeKey};
+
+/// The name in the registry.
+pub const NAME: &str = "thunderreact";
+
+/// The policy's state.
+#[derive(Debug)]
+pub struct ThunderReact {
+    config: Config,
+    roster: Roster,
+    programs: Programs,
+    waiting: Waiting<ResumeKey>,
+    /// By backend.
+    cooldowns: Vec<Cooldowns>,
+    /// Where the next search for a transfer target starts.
+    transfer_turn: usize,
+    next_look: Option<Time>,
+    timed_out: u64,
+    untracked: u64,
+}
+
+impl ThunderReact {
+    /// A policy that knows no backend and no program yet.
+    pub fn new(config: Config) -> Self {
+        let hold = settings::duration(config.hold_timeout_s);
+        Self {
+            roster: Roster::new(),
+            programs: Programs::new(Tokens(config.output_estimate_tokens)),
+            waiting: Waiting::new(config.max_held, hold),
+            cooldowns: Vec::new(),
+            transfer_turn: 0,
+            next_look: None,
+            timed_out: 0,
+            untracked: 0,
+            config,
+        }
+    }
+
+    fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
+        let Some(least) = self.roster.least_in_flight() else {
+            return out.reject(arrival.request, RejectReason::NoBackend);
+        };
+        let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        let Some(id) = tracked else {
+            self.untracked += u64::from(arrival.program.is_some());
+            return self.start(arrival.request, least, None, out);
+        };
+        self.settle(id, least, arrival.last_step);
+        let Some(&program) = self.programs.get(id) else {
+            return;
+        };
+        let idle = self.roster.in_flight(program.backend) == 0;
+        if program.paused && !arrival.last_step && !idle {
+            return self.hold(now, id, arrival, out);
+        }
+        if program.paused {
+            self.resume(id, out);
+        }
+        self.admit(id, arrival.request, out);
+    }
+
+    /// Makes sure that the program is known and lives on a backend that is up. The caller has found one, `up`.
+    fn settle(&mut self, id: ProgramId, up: BackendId, last_step: bool) {
+        let Some(&program) = self.programs.get(id) else {
+            let backend = self.place().unwrap_or(up);
+            return self.programs.add(id, backend);
+        };
+        if self.roster.get_up(program.backend).is_none() {
+            // Its cache is gone, and with it the reason for its pause.
+            let backend = self.place().unwrap_or(up);
+            return self.programs.update(id, |p| {
+                p.backend = backend;
+                p.paused = false;
+                p.pause_requested = false;
+                p.transfer = None;
+            });
+        }
+        let movable = !last_step && program.in_flight == 0 && !program.paused;
+        if let Some(target) = program.transfer {
+            let target = Some(target).filter(|to| movable && self.roster.get_up(*to).is_some());
+            self.programs.update(id, |p| {
+                p.backend = target.unwrap_or(p.backend);
+                p.transfer = None;
+            });
+        }
+    }
+
+    /// The backend for a program without one: those without paused programs first, then the least load.
+    fn place(&self) -> Option<BackendId> {
+        let up = self.roster.up();
+        let best =
+            up.min_by_key(|&(id, backend)| (self.programs.paused_on(id) > 0, load(backend), id));
+        best.map(|(id, _)| id)
+    }
+
+    fn hold(&mut self, now: Time, id: ProgramId, arrival: Arrival, out: &mut Decisions) {
+        if self.waiting.is_full() {
+            return out.reject(arrival.request, RejectReason::QueueFull);
+        }
+        let Some(program) = self.programs.get(id) else {
+            return;
+        };
+        let key = self.programs.resume_key(program);
+        self.waiting.push(now, key, arrival);
+        self.programs.update(id, |p| p.held += 1);
+        out.hold(arrival.request, HoldReason::Paused);
+    }
+
+    /// Ends the program's pause and admits what it has waiting.
+    fn resume(&mut self, id: ProgramId, out: &mut Decisions) {
+        let Some(&program) = self.programs.get(id) else {
+            return;
+        };
+        let key = self.programs.resume_key(&program);
+        self.programs.update(id, |p| {
+            p.paused = false;
+            p.pause_requested = false;
+        });
+        for _ in 0..program.held {
+            let first = self.waiting.first_from(key).filter(|held| held.key == key);
+            let Some(request) = first.map(|held| held.arrival.request) else {
+                break;
+            };
+            self.waiting.remove(request);
+            self.programs.update(id, |p| p.held -= 1);
+            self.admit(id, request, out);
+        }
+    }
+
+    fn admit(&mut self, id: ProgramId, request: RequestId, out: &mut Decisions) {
+        let Some(program) = self.programs.get(id) else {
+            return;
+        };
+        let backend = program.backend;
+        self.programs.update(id, |p| {
+            p.in_flight += 1;
+            p.steps += 1;
+        });
+        self.start(request, backend, Some(id), out);
+    }
+
+    fn start(
+        &mut self,
+        request: RequestId,
+        backend: BackendId,
+        program: Option<ProgramId>,
+        out: &mut Decisions,
+    ) {
+        self.roster.start(request, Flight { backend, program });
+        out.admit(request, backend);
+    }
+
+    fn finish(
+        &mut self,
+        request: RequestId,
+        outcome: Outcome,
+        usage: Option<Usage>,
+        out: &mut Decisions,
+    ) {
+        if let Some(held) = self.waiting.remove(request) {
+            if let Some(id) = held.arrival.program {
+                self.programs.update(id, |p| p.held -= 1);
+            }
+            return;
+        }
+        let Some(flight) = self.roster.finish(request) else {
+            return;
+        };
+        if let Some(id) = flight.program {
+            let usage = usage.filter(|_| outcome.is_success());
+            self.programs.update(id, |p| {
+                p.in_flight = p.in_flight.saturating_sub(1);
+                p.context = usage.map_or(p.context, Usage::context);
+                p.paused |= p.pause_requested && p.in_flight == 0;
+            });
+        }
+        self.feed(flight.backend, out);
+    }
+
+    /// Work conservation: a backend with nothing in flight takes the program at the head of its queue.
+    fn feed(&mut self, backend: BackendId, out: &mut Decisions) {
+        if self.roster.in_flight(backend) == 0
+            && self.roster.get_up(backend).is_some()
+            && let Some(head) = self.head(backend)
+        {
+            self.resume(head, out);
+        }
+    }
+
+    /// The program that is next to be resumed on `backend`.
+    fn head(&self, backend: BackendId) -> Option<ProgramId> {
+        let first = self.waiting.first_from(first_key(backend))?;
+        first.arrival.program.filter(|_| first.key.0 == backend)
+    }
+
+    /// After a backend came or went: moves programs with held requests to backends that are up. They stay paused
+    /// and wait there for their turn.
+    fn rehome(&mut self, out: &mut Decisions) {
+        for from in self.roster.ids() {
+            while self.roster.get_up(from).is_none()
+                && let Some(id) = self.head(from)
+                && let Some(to) = self.place()
+            {
+                self.move_held(id, to);
+            }
+        }
+        for backend in self.roster.ids() {
+            self.feed(backend, out);
+        }
+    }
+
+    fn move_held(&mut self, id: ProgramId, to: BackendId) {
+        let Some(&program) = self.programs.get(id) else {
+            return;
+        };
+        let from = self.programs.resume_key(&program);
+        self.programs.update(id, |p| p.backend = to);
+        let key = (to, from.1, from.2, from.3);
+        for _ in 0..program.held {
+            let first = self
+                .waiting
+                .first_from(from)
+                .filter(|held| held.key == from);
+            let Some(request) = first.map(|held| held.arrival.request) else {
+                break;
+            };
+            self.waiting.rekey(request, key);
+        }
+    }
+
+    /// The bound on holding: sends what has waited long enough, or refuses it when no backend is up.
+    fn time_out(&mut self, now: Time, out: &mut Decisions) {
+        while let Some(request) = self.waiting.expired(now) {
+            let Some(held) = self.waiting.remove(request) else {
+                return;
+            };
+            let Some(id) = held.arrival.program else {
+                return;
+            };
+            self.programs.update(id, |p| p.held -= 1);
+            self.timed_out += 1;
+            if self.roster.get_up(held.key.0).is_none() {
+                out.reject(request, RejectReason::NoBackend);
+                continue;
+            }
+            self.resume(id, out);
+            self.admit(id, request, out);
+        }
+    }
+}
+
+impl Policy for ThunderReact {
+    fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
+        self.roster.observe(event);
+        match *event {
+            Event::Arrive(arrival) => self.arrive(now, arrival, out),
+            Event::Finish {
+                request,
+                outcome,
+                usage,
+            } => self.finish(request, outcome, usage, out),
+            Event::Release { program } => self.programs.remove(program),
+            Event::BackendUp { .. } | Event::BackendDown { .. } => self.rehome(out),
+            Event::Tick => {
+                self.time_out(now, out);
+                self.look(now, out);
+            }
+            Event::FirstToken { .. } | Event::ToolGap { .. } | Event::Sample(_) => {}
+        }
+        if self.next_look.is_none() && self.programs.len() > 0 {
+            self.next_look = Some(now + self.tick());
+        }
+    }
+
+    fn next_wakeup(&self) -> Option<Wakeup> {
+        let at = |at, why| Wakeup { at, why };
+        Wakeup::earliest(
+            self.next_look.map(|time| at(time, "look at the pressure")),
+            self.waiting.deadline().map(|time| at(time, "hold timeout")),
+        )
+    }
+
+    fn snapshot(&self) -> PolicySnapshot {
+        PolicySnapshot {
+            policy: NAME,
+            held: u32::try_from(self.waiting.len()).unwrap_or(u32::MAX),
+            programs: u32::try_from(self.programs.len()).unwrap_or(u32::MAX),
+            paused: self.programs.paused_total(),
+            resident: self.programs.resident(),
+            values: vec![
+                ("max_held", self.config.max_held.into()),
+                ("hold_timeout_s", self.config.hold_timeout_s),
+                ("timed_out", Tokens(self.timed_out).as_f64()),
+                ("untracked", Tokens(self.untracked).as_f64()),
+            ],
+        }
+    }
+
+    fn program(&self, program: ProgramId) -> ProgramView {
+        let known = self.programs.get(program);
+        known.map_or_else(ProgramView::default, |p| ProgramView {
+            paused: p.paused,
+            pause_requested: p.pause_requested,
+        })
+    }
+}
+
+/// How busy a backend is: what its last sample says, waiting requests counted fourfold as the reference does,
+/// and the requests of ours that the sample has not seen.
+fn load(backend: &Backend) -> u32 {
+    let (running, waiting) = backend.sample.map_or((0, 0), |s| (s.running, s.waiting));
+    let seen = running.saturating_add(waiting);
+    let unseen = backend.in_flight.saturating_sub(seen);
+    running
+        .saturating_add(waiting.saturating_mul(4))
+        .saturating_add(unseen)
+}
+
+/// The lowest key of `backend`'s part of the queue.
+const fn first_key(backend: BackendId) -> ResumeKey {
+    (backend, std::cmp::Reverse(u32::MAX), Tokens::ZERO, 0)
+}

@@ -1,0 +1,256 @@
+//! The response on its way to the client: passes bytes on as they come and watches them.
+//!
+//! Frames are forwarded in the buffers they were read into. What a [`Relay`] learns on the way (first token,
+//! usage, tool, end) goes to its [`Flight`]; dropping it before the end is how a client leaves.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::error::ProxyError;
+use super::flight::Flight;
+use super::forward::describe;
+use super::pool::Connection;
+use super::state::Proxy;
+use crate::policy::BackendId;
+use crate::telemetry::observe::{BodyObserver, ResponseFacts, StreamObserver};
+
+/// What is learnt from the bytes that pass.
+#[derive(Debug)]
+enum Watch {
+    /// Nothing: not a generation request.
+    Nothing,
+    /// One JSON document.
+    Json {
+        observer: BodyObserver,
+        started: bool,
+    },
+    /// Server-sent events.
+    Events(StreamObserver),
+}
+
+impl Watch {
+    fn facts(&self) -> ResponseFacts {
+        match self {
+            Self::Nothing => ResponseFacts::default(),
+            Self::Json { observer, .. } => observer.facts().clone(),
+            Self::Events(observer) => observer.facts().clone(),
+        }
+    }
+}
+
+/// Whose response it is: the request's flight, and whether the gate asked for usage on the client's behalf.
+#[derive(Debug)]
+pub struct Watched {
+    /// The request.
+    pub flight: Flight,
+    /// The usage frame must not reach the client.
+    pub hide_usage: bool,
+}
+
+/// A response body between a backend and a client.
+#[derive(Debug)]
+pub struct Relay {
+    proxy: Arc<Proxy>,
+    backend: BackendId,
+    /// The backend's side; `None` once it has ended.
+    incoming: Option<(Incoming, Connection)>,
+    watch: Watch,
+    flight: Option<Flight>,
+    pending: VecDeque<Bytes>,
+    /// How long the backend may be silent, and when it was last heard.
+    limit: Duration,
+    silence: Pin<Box<Sleep>>,
+}
+
+impl Relay {
+    /// A relay for a response with these headers. `watched` is `None` for requests outside the policy.
+    pub fn new(
+        proxy: Arc<Proxy>,
+        backend: BackendId,
+        headers: &HeaderMap,
+        incoming: (Incoming, Connection),
+        watched: Option<Watched>,
+    ) -> Self {
+        let (flight, watch) = match watched {
+            None => (None, Watch::Nothing),
+            Some(watched) if is_event_stream(headers) => (
+                Some(watched.flight),
+                Watch::Events(StreamObserver::new(watched.hide_usage)),
+            ),
+            Some(watched) => {
+                let watch = Watch::Json {
+                    observer: BodyObserver::new(),
+                    started: false,
+                };
+                (Some(watched.flight), watch)
+            }
+        };
+        let limit = proxy.config.idle_timeout;
+        let silence = Box::pin(tokio::time::sleep(limit));
+        let incoming = Some(incoming);
+        let mut relay = Self {
+            proxy,
+            backend,
+            incoming,
+            watch,
+            flight,
+            pending: VecDeque::new(),
+            limit,
+            silence,
+        };
+        relay.notice_end();
+        relay
+    }
+
+    /// Takes one chunk from the backend.
+    fn pass(&mut self, chunk: Bytes) {
+        let first = match &mut self.watch {
+            Watch::Nothing => {
+                self.pending.push_back(chunk);
+                false
+            }
+            Watch::Json { observer, started } => {
+                observer.push(&chunk);
+                self.pending.push_back(chunk);
+                !std::mem::replace(started, true)
+            }
+            Watch::Events(observer) => {
+                observer.push(chunk, &mut |bytes| self.pending.push_back(bytes))
+            }
+        };
+        if first && let Some(flight) = &mut self.flight {
+            flight.first_token();
+        }
+    }
+
+    /// A body of known length ends with its last byte: nobody polls it again.
+    fn notice_end(&mut self) {
+        if self
+            .incoming
+            .as_ref()
+            .is_some_and(|(incoming, _)| incoming.is_end_stream())
+        {
+            self.complete();
+        }
+    }
+
+    /// The backend's response is complete.
+    fn complete(&mut self) {
+        if let Watch::Events(observer) = &mut self.watch {
+            observer.finish(&mut |bytes| self.pending.push_back(bytes));
+        }
+        if let Some((_, connection)) = self.incoming.take() {
+            self.proxy.backend(self.backend).pool.give_back(connection);
+        }
+        if let Some(mut flight) = self.flight.take() {
+            flight.end(&self.watch.facts());
+        }
+    }
+
+    /// The backend died or fell silent. A stream ends with an error event; anything else is cut, since its
+    /// length was promised.
+    fn broke(&mut self, error: &ProxyError) -> Option<std::io::Error> {
+        self.incoming = None;
+        if let Some(mut flight) = self.flight.take() {
+            flight.fail(error, &self.watch.facts());
+        }
+        if let Watch::Events(observer) = &mut self.watch {
+            observer.finish(&mut |bytes| self.pending.push_back(bytes));
+            self.pending.push_back(error.to_event());
+            return None;
+        }
+        Some(std::io::Error::other(error.to_string()))
+    }
+
+    /// The next frame of the backend, or the reason why there will be none.
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ProxyError>>> {
+        let Some((incoming, _)) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
+        match Pin::new(incoming).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.silence.as_mut().reset(Instant::now() + self.limit);
+                let backend = || self.proxy.backend(self.backend).name();
+                Poll::Ready(frame.map(|frame| {
+                    frame.map_err(|e| ProxyError::DiedMidStream {
+                        backend: backend(),
+                        cause: describe(&e),
+                    })
+                }))
+            }
+            Poll::Pending => {
+                ready!(self.silence.as_mut().poll(cx));
+                let backend = self.proxy.backend(self.backend).name();
+                Poll::Ready(Some(Err(ProxyError::Stalled {
+                    backend,
+                    seconds: self.limit.as_secs_f64(),
+                })))
+            }
+        }
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
+    content_type.is_some_and(|value| value.starts_with(b"text/event-stream"))
+}
+
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        loop {
+            if let Some(bytes) = self.pending.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if self.incoming.is_none() {
+                return Poll::Ready(None);
+            }
+            match ready!(self.poll_incoming(cx)) {
+                None => self.complete(),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) => {
+                        self.pass(chunk);
+                        self.notice_end();
+                    }
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Some(Err(error)) => {
+                    if let Some(cut) = self.broke(&error) {
+                        return Poll::Ready(Some(Err(cut)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_none() && self.pending.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.watch, &self.incoming) {
+            (Watch::Events(_), _) | (_, None) => SizeHint::default(),
+            (_, Some((incoming, _))) => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! One request's stay in the gate, from arrival to its record.
+//!
+//! A [`Flight`] ends exactly once: by [`Flight::end`], by [`Flight::fail`], or, if it is dropped before either,
+//! as cancelled by its client. Whichever it is, the sequencer, the gauges and the recorder hear of it together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::error::ProxyError;
+use super::gate::is_held;
+use super::request::RequestView;
+use super::sequencer::{Answer, Arriving, Ending, Refusal, Verdict};
+use super::state::Proxy;
+use crate::policy::{BackendId, HoldReason, Outcome, RequestId};
+use crate::telemetry::gauges::ClientGone;
+use crate::telemetry::observe::ResponseFacts;
+use crate::telemetry::step::{StepRecord, StepTimer};
+
+/// A request between arrival and end.
+#[derive(Debug)]
+pub struct Flight {
+    proxy: Arc<Proxy>,
+    request: RequestId,
+    timer: StepTimer,
+    view: RequestView,
+    path: &'static str,
+    step_index: u32,
+    tool_gap: Option<Duration>,
+    hold_reason: Option<HoldReason>,
+    backend: Option<BackendId>,
+    status: u16,
+    retries: u8,
+    open: bool,
+}
+
+impl Flight {
+    /// Reports an arrival to the sequencer.
+    pub fn begin(
+        proxy: Arc<Proxy>,
+        view: RequestView,
+        path: &'static str,
+        body_bytes: u64,
+    ) -> (Self, Answer) {
+        let arriving = Arriving {
+            program: view.program.as_deref(),
+            body_bytes,
+            shared: view.shared,
+            last_step: view.last_step,
+        };
+        let (arrived, now) = proxy.gate.arrive(&arriving);
+        let hold_reason = match arrived.answer {
+            Answer::Held(reason, _) => Some(reason),
+            Answer::Now(_) => None,
+        };
+        let flight = Self {
+            proxy,
+            request: arrived.request,
+            timer: StepTimer::new(now),
+            view,
+            path,
+            step_index: arrived.step_index,
+            tool_gap: arrived.tool_gap,
+            hold_reason,
+            backend: None,
+            status: 0,
+            retries: 0,
+            open: true,
+        };
+        (flight, arrived.answer)
+    }
+
+    /// Waits for the decision.
+    ///
+    /// # Errors
+    /// The refusal, as the client will read it.
+    pub async fn admission(&mut self, answer: Answer) -> Result<BackendId, ProxyError> {
+        let held = is_held(&answer);
+        let verdict = match answer {
+            Answer::Now(verdict) => verdict,
+            // The sender lives in the sequencer until it speaks; it can only vanish with the whole gate.
+            Answer::Held(_, verdict) => verdict.await.unwrap_or(Verdict::Refuse(Refusal::Draining)),
+        };
+        match verdict {
+            Verdict::Admit(backend) => {
+                // A request that was not held is admitted the moment it arrives.
+                let now = if held {
+                    self.proxy.gate.clock().now()
+                } else {
+                    self.timer.arrived_at()
+                };
+                self.timer.admitted(now);
+                self.backend = Some(backend);
+                self.proxy.gauges.sent(backend);
+                Ok(backend)
+            }
+            Verdict::Refuse(refusal) => Err(ProxyError::refused(refusal, || self.proxy.causes())),
+        }
+    }
+
+    /// The head of the response came.
+    pub fn head(&mut self, status: StatusCode, retries: u8) {
+        self.timer.first_byte(self.proxy.gate.clock().now());
+        self.status = status.as_u16();
+        self.retries = retries;
+        if retries > 0 {
+            self.proxy.gauges.retried();
+        }
+    }
+
+    /// The first content came.
+    pub fn first_token(&mut self) {
+        let request = self.request;
+        let now = self.proxy.gate.with(|sequencer, now| {
+            sequencer.first_token(now, request);
+            now
+        });
+        self.timer.first_token(now);
+    }
+
+    /// The response was read to its end.
+    pub fn end(&mut self, facts: &ResponseFacts) {
+        let served = (200..300).contains(&self.status);
+        let outcome = if served {
+            facts.outcome()
+        } else {
+            Outcome::Failed
+        };
+        self.close(outcome, outcome.as_str(), facts);
+    }
+
+    /// The gate answers with an error.
+    pub fn fail(&mut self, error: &ProxyError, facts: &ResponseFacts) {
+        if self.status == 0 {
+            self.status = error.status().as_u16();
+        }
+        self.close(Outcome::Failed, error.code(), facts);
+    }
+
+    fn close(&mut self, outcome: Outcome, word: &str, facts: &ResponseFacts) {
+        if !std::mem::replace(&mut self.open, false) {
+            return;
+        }
+        let ending = Ending {
+            outcome,
+            usage: facts.usage,
+            tool: facts.tool.as_deref(),
+        };
+        let now = self.proxy.gate.finish(self.request, &ending);
+        let timer = &self.timer;
+        let gauges = &self.proxy.gauges;
+        if let Some(reason) = self.hold_reason {
+            gauges.held_for(reason, timer.hold_s(now));
+        }
+        if let Some(backend) = self.backend {
+            gauges.returned(backend);
+        }
+        gauges.finished(
+            outcome,
+            timer.ttft_s(),
+            now.since(timer.arrived_at()).as_secs_f64(),
+        );
+        if self.proxy.recorder.is_enabled() {
+            let step = self.record(word);
+            self.proxy.recorder.step(timer.close(
+                now,
+                facts,
+                |time| self.proxy.gate.clock().unix(time),
+                step,
+            ));
+        }
+    }
+
+    fn record(&self, outcome: &str) -> StepRecord {
+        StepRecord {
+            program: self.view.program.clone(),
+            step_index: self.step_index,
+            policy: self.proxy.policy_name.to_owned(),
+            backend: self.backend.map(|id| self.proxy.backend(id).name()),
+            path: self.path.to_owned(),
+            model: self.view.model.clone(),
+            stream: self.view.stream,
+            hold_reason: self.hold_reason.map(|reason| reason.as_str().to_owned()),
+            tool_gap_s: self.tool_gap.map(|gap| gap.as_secs_f64()),
+            outcome: outcome.to_owned(),
+            status: self.status,
+            retries: self.retries,
+            ..StepRecord::default()
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.open {
+            let gone = if self.backend.is_some() {
+                ClientGone::Running
+            } else {
+                ClientGone::Held
+            };
+            self.proxy.gauges.client_gone(gone);
+            self.close(
+                Outcome::Cancelled,
+                Outcome::Cancelled.as_str(),
+                &ResponseFacts::default(),
+            );
+        }
+    }
+}

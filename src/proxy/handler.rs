@@ -1,0 +1,186 @@
+//! One request through the gate: read, decide, forward, relay.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use http::{Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+
+use super::body::{Relay, Watched};
+use super::error::ProxyError;
+use super::flight::Flight;
+use super::forward::{self, Exchange};
+use super::outgoing::{Outgoing, strip_hop_by_hop};
+use super::request::{Api, RequestView};
+use super::router::GateBody;
+use super::state::Proxy;
+use crate::policy::BackendId;
+use crate::telemetry::observe::ResponseFacts;
+
+/// Names the backend of a request that skips the policy.
+pub const BACKEND_HEADER: &str = "x-kvgate-backend";
+
+/// Forwards a request: through the policy if it generates tokens, else to any backend that is up.
+pub async fn forward(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<GateBody> {
+    let generates = request.method() == http::Method::POST;
+    let api = Api::of_path(request.uri().path()).filter(|_| generates);
+    let outcome = match api {
+        Some((api, path)) => generate(proxy, api, path, request).await,
+        None => pass(proxy, request).await,
+    };
+    outcome.unwrap_or_else(|error| error.into_response().map(GateBody::Full))
+}
+
+/// A generation request: the policy decides when and where it runs.
+async fn generate(
+    proxy: Arc<Proxy>,
+    api: Api,
+    path: &'static str,
+    request: Request<Incoming>,
+) -> Result<Response<GateBody>, ProxyError> {
+    let (parts, body) = request.into_parts();
+    let body = read(body, proxy.config.max_body).await?;
+    let view = RequestView::parse(api, &parts.headers, &body, &proxy.config.identity)?;
+    if view.model.is_none() && proxy.config.require_model {
+        return Err(ProxyError::MissingModel);
+    }
+    let splice = view.splice.clone().filter(|_| proxy.config.ask_for_usage);
+    let (mut flight, answer) = Flight::begin(Arc::clone(&proxy), view, path, body.len() as u64);
+    let served = async {
+        let id = flight.admission(answer).await?;
+        let backend = proxy.backend(id);
+        let outgoing = Outgoing::new(parts, &body, splice.as_ref(), backend.host_header());
+        drop(body);
+        exchange(&proxy, id, outgoing)
+            .await
+            .map(|exchange| (id, exchange))
+    };
+    match served.await {
+        Ok((id, exchange)) => {
+            flight.head(exchange.response.status(), exchange.retries);
+            let hide_usage = splice.is_some();
+            Ok(relay(
+                proxy,
+                id,
+                exchange,
+                Some(Watched { flight, hide_usage }),
+            ))
+        }
+        Err(error) => {
+            flight.fail(&error, &ResponseFacts::default());
+            Err(error)
+        }
+    }
+}
+
+/// Any other request: to the backend it names, or to the first that is up.
+async fn pass(
+    proxy: Arc<Proxy>,
+    request: Request<Incoming>,
+) -> Result<Response<GateBody>, ProxyError> {
+    let (mut parts, body) = request.into_parts();
+    let id = choose(&proxy, &mut parts)?;
+    let body = read(body, proxy.config.max_body).await?;
+    let outgoing = Outgoing::new(parts, &body, None, proxy.backend(id).host_header());
+    let exchange = exchange(&proxy, id, outgoing).await?;
+    Ok(relay(proxy, id, exchange, None))
+}
+
+fn choose(proxy: &Proxy, parts: &mut Parts) -> Result<BackendId, ProxyError> {
+    let Some(name) = parts.headers.remove(BACKEND_HEADER) else {
+        let up = proxy.backends.iter().find(|backend| backend.is_up());
+        return up
+            .map(|backend| backend.id)
+            .ok_or_else(|| ProxyError::NoBackend {
+                causes: proxy.causes(),
+            });
+    };
+    let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
+    let url = name.trim_end_matches('/');
+    match proxy.backends.iter().find(|backend| backend.name() == url) {
+        Some(backend) => Ok(backend.id),
+        None => {
+            let known: Vec<String> = proxy
+                .backends
+                .iter()
+                .map(super::backend::Backend::name)
+                .collect();
+            Err(ProxyError::UnknownBackend {
+                name,
+                known: known.join(", "),
+            })
+        }
+    }
+}
+
+/// Sends to a backend; one that refuses connections is taken down at once.
+async fn exchange(
+    proxy: &Proxy,
+    id: BackendId,
+    outgoing: Outgoing,
+) -> Result<Exchange, ProxyError> {
+    let backend = proxy.backend(id);
+    let outcome = forward::send(backend, outgoing, proxy.config.first_byte_timeout).await;
+    if let Err(ProxyError::Connect { cause, .. }) = &outcome {
+        backend.refused(&proxy.gate, cause);
+    }
+    outcome
+}
+
+/// The backend's response for the client: same status, headers and bytes, but for the connection's own headers.
+fn relay(
+    proxy: Arc<Proxy>,
+    id: BackendId,
+    exchange: Exchange,
+    watched: Option<Watched>,
+) -> Response<GateBody> {
+    let (mut parts, incoming) = exchange.response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    if watched.as_ref().is_some_and(|watched| watched.hide_usage) {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    let relay = Relay::new(
+        proxy,
+        id,
+        &parts.headers,
+        (incoming, exchange.connection),
+        watched,
+    );
+    Response::from_parts(parts, GateBody::Relay(Box::new(relay)))
+}
+
+/// The whole request body, at most `limit` bytes. One frame, the usual case, is not copied.
+async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, ProxyError> {
+    let too_large = || ProxyError::BodyTooLarge { limit };
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        return Err(too_large());
+    }
+    let Some(first) = next_chunk(&mut body).await? else {
+        return Ok(Bytes::new());
+    };
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::with_capacity(announced.max(first.len()));
+    whole.extend_from_slice(&first);
+    while let Some(chunk) = next_chunk(&mut body).await? {
+        if whole.len() + chunk.len() > limit {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, ProxyError> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ProxyError::BodyBroken(forward::describe(&error)))?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}

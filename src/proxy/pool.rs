@@ -1,0 +1,136 @@
+//! Connections to one backend: a stack of idle ones, newest on top.
+//!
+//! vLLM's server closes a connection that idles for 5 s. A connection is used again only while it has idled for
+//! less than that (3 s by default), and the caller is told that it was, so that a failure before the first byte
+//! can be retried once on a fresh connection.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::outgoing::RequestBody;
+use crate::clock::machine_now;
+
+/// The most idle connections kept; one more is closed.
+const MAX_IDLE: usize = 1024;
+
+/// Where a backend listens and how patient the gate is with its connections.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// `host:port`.
+    pub address: String,
+    /// How long a connection may idle and still be used.
+    pub idle_timeout: Duration,
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+}
+
+/// A connection in use. Dropping it closes it, which aborts the request on it.
+#[derive(Debug)]
+pub struct Connection {
+    /// Sends one request at a time.
+    pub sender: SendRequest<RequestBody>,
+    /// Whether it has carried a request before.
+    pub reused: bool,
+    /// The task that drives the socket; aborted with the connection.
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// The idle connections to one backend.
+#[derive(Debug)]
+pub struct Pool {
+    config: PoolConfig,
+    idle: Mutex<Vec<(Connection, Instant)>>,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub const fn new(config: PoolConfig) -> Self {
+        Self {
+            config,
+            idle: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// An idle connection that is still good, or a new one.
+    ///
+    /// # Errors
+    /// What the operating system said about the new connection, or `TimedOut`.
+    pub async fn checkout(&self) -> io::Result<Connection> {
+        while let Some(mut connection) = self.pop() {
+            // Ready at once, unless the server has closed it meanwhile.
+            if connection.sender.ready().await.is_ok() {
+                return Ok(connection);
+            }
+        }
+        self.connect().await
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// What the operating system said, or `TimedOut`.
+    pub async fn connect(&self) -> io::Result<Connection> {
+        let stream = tokio::time::timeout(
+            self.config.connect_timeout,
+            TcpStream::connect(&self.config.address),
+        )
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))??;
+        stream.set_nodelay(true)?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        let driver = tokio::spawn(async move {
+            // An error here reaches the request as well, which reports it.
+            drop(driver.await);
+        });
+        Ok(Connection {
+            sender,
+            reused: false,
+            _driver: AbortOnDropHandle::new(driver),
+        })
+    }
+
+    /// Keeps a connection whose response was read to its end.
+    pub fn give_back(&self, mut connection: Connection) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        connection.reused = true;
+        let mut idle = self.idle.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push((connection, machine_now()));
+        }
+    }
+
+    /// Closes connections that have idled too long; the oldest are at the bottom.
+    pub fn reap(&self) {
+        let mut idle = self.idle.lock();
+        let stale = idle
+            .iter()
+            .take_while(|(_, since)| self.is_stale(*since))
+            .count();
+        idle.drain(..stale);
+    }
+
+    fn pop(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock();
+        let (connection, since) = idle.pop()?;
+        if self.is_stale(since) {
+            // Everything below is older still.
+            idle.clear();
+            return None;
+        }
+        Some(connection)
+    }
+
+    fn is_stale(&self, since: Instant) -> bool {
+        machine_now().saturating_duration_since(since) >= self.config.idle_timeout
+    }
+}

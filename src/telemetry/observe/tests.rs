@@ -1,0 +1,457 @@
+//! Recorded vLLM responses, cut at every kind of place: the same facts, and the same bytes less the hidden frame.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::{Outcome, Tokens, Usage};
+
+/// The body of a recorded response.
+macro_rules! golden {
+    ($name:literal) => {
+        body_of(include_bytes!(concat!(
+            "../../../tests/fixtures/vllm/",
+            $name,
+            ".response.txt"
+        )))
+    };
+}
+
+fn body_of(response: &'static [u8]) -> &'static [u8] {
+    let end_of_head = |gap: &[u8]| memchr::memmem::find(response, gap).map(|at| at + gap.len());
+    let start = end_of_head(b"\r\n\r\n").or_else(|| end_of_head(b"\n\n"));
+    &response[start.expect("a head and a body")..]
+}
+
+/// Every recorded stream.
+fn streams() -> [&'static [u8]; 11] {
+    [
+        golden!("chat-stream"),
+        golden!("chat-stream-usage"),
+        golden!("chat-stream-continuous-usage"),
+        golden!("chat-n2-stream"),
+        golden!("completions-stream"),
+        golden!("tool-auto-forced-stream"),
+        golden!("tool-required-stream"),
+        golden!("tool-named-stream"),
+        golden!("messages-anthropic-stream"),
+        golden!("rust-frontend/chat-stream-usage"),
+        golden!("rust-frontend/tool-required-stream"),
+    ]
+}
+
+/// What came of one stream.
+#[derive(Debug, PartialEq)]
+struct Watched {
+    facts: ResponseFacts,
+    passed: Vec<u8>,
+    /// Chunks that were said to carry the first content.
+    firsts: usize,
+}
+
+fn watch<'a>(hide_usage: bool, pieces: impl IntoIterator<Item = &'a [u8]>) -> Watched {
+    let mut observer = StreamObserver::new(hide_usage);
+    let (mut passed, mut firsts) = (Vec::new(), 0);
+    for piece in pieces {
+        let chunk = Bytes::copy_from_slice(piece);
+        firsts += usize::from(observer.push(chunk, &mut |bytes| passed.extend_from_slice(&bytes)));
+    }
+    observer.finish(&mut |bytes| passed.extend_from_slice(&bytes));
+    Watched {
+        facts: observer.facts().clone(),
+        passed,
+        firsts,
+    }
+}
+
+fn facts_of(stream: &[u8]) -> ResponseFacts {
+    watch(false, [stream]).facts
+}
+
+fn facts_of_body(body: &[u8]) -> ResponseFacts {
+    let mut observer = BodyObserver::new();
+    observer.push(body);
+    observer.facts().clone()
+}
+
+fn usage(prompt: u64, cached: Option<u64>, output: u64) -> Option<Usage> {
+    Some(Usage {
+        prompt: Tokens(prompt),
+        cached: cached.map(Tokens),
+        output: Tokens(output),
+    })
+}
+
+/// A served response: content, an end, no error.
+fn served(usage: Option<Usage>, finish: Finish, tool: Option<&str>) -> ResponseFacts {
+    ResponseFacts {
+        usage,
+        finish: Some(finish),
+        tool: tool.map(str::to_owned),
+        content_seen: true,
+        done: true,
+        error: false,
+    }
+}
+
+#[test]
+fn a_chat_stream_tells_its_finish_and_its_usage_when_asked() {
+    assert_eq!(
+        facts_of(golden!("chat-stream")),
+        served(None, Finish::Stop, None)
+    );
+    let with_usage = served(usage(15, Some(0), 3), Finish::Stop, None);
+    assert_eq!(facts_of(golden!("chat-stream-usage")), with_usage);
+    assert_eq!(
+        facts_of(golden!("chat-stream-continuous-usage")),
+        with_usage
+    );
+}
+
+#[test]
+fn the_rust_front_end_leaves_null_fields_out_and_is_understood() {
+    let expected = served(usage(15, None, 3), Finish::Stop, None);
+    assert_eq!(
+        facts_of(golden!("rust-frontend/chat-stream-usage")),
+        expected
+    );
+}
+
+#[test]
+fn completions_and_several_choices_end_at_their_length() {
+    let completions = served(usage(2, Some(0), 4), Finish::Length, None);
+    assert_eq!(facts_of(golden!("completions-stream")), completions);
+    let two_choices = served(usage(15, Some(0), 6), Finish::Length, None);
+    assert_eq!(facts_of(golden!("chat-n2-stream")), two_choices);
+}
+
+#[test]
+fn a_streamed_call_tells_its_tool_and_two_calls_are_multi_tool() {
+    let one = served(
+        usage(245, Some(224), 57),
+        Finish::ToolCalls,
+        Some("get_weather"),
+    );
+    assert_eq!(facts_of(golden!("tool-auto-forced-stream")), one);
+    // Two calls of one tool: told apart by their index, not their name.
+    let two = served(
+        usage(245, Some(224), 76),
+        Finish::ToolCalls,
+        Some(MULTI_TOOL),
+    );
+    assert_eq!(facts_of(golden!("tool-required-stream")), two);
+}
+
+#[test]
+fn a_named_call_ends_in_stop_and_still_counts_as_a_tool_call() {
+    let facts = facts_of(golden!("tool-named-stream"));
+    assert_eq!(
+        facts,
+        served(usage(245, Some(224), 40), Finish::Stop, Some("get_weather"))
+    );
+    assert_eq!(facts.outcome(), Outcome::ToolCalls);
+    assert_eq!(facts_of_body(golden!("tool-named")), facts);
+}
+
+#[test]
+fn anthropics_usage_is_merged_over_its_frames() {
+    let expected = served(usage(11, Some(0), 4), Finish::Length, None);
+    assert_eq!(facts_of(golden!("messages-anthropic-stream")), expected);
+    assert_eq!(facts_of_body(golden!("messages-anthropic")), expected);
+}
+
+#[test]
+fn anthropics_prompt_includes_what_the_cache_served() {
+    let facts = facts_of_body(
+        br#"{"content":[{"type":"tool_use","name":"grep"}],"stop_reason":"tool_use",
+             "usage":{"cache_read_input_tokens":96,"input_tokens":4,"output_tokens":7}}"#,
+    );
+    assert_eq!(
+        facts,
+        served(usage(100, Some(96), 7), Finish::ToolCalls, Some("grep"))
+    );
+}
+
+#[test]
+fn whole_bodies_tell_the_same_as_streams() {
+    let chat = served(usage(15, Some(0), 3), Finish::Stop, None);
+    assert_eq!(facts_of_body(golden!("chat")), chat);
+    let completions = served(usage(2, Some(0), 8), Finish::Length, None);
+    assert_eq!(facts_of_body(golden!("completions")), completions);
+    let responses = served(usage(11, Some(0), 4), Finish::Length, None);
+    assert_eq!(facts_of_body(golden!("responses")), responses);
+    let two_calls = served(
+        usage(245, Some(224), 76),
+        Finish::ToolCalls,
+        Some(MULTI_TOOL),
+    );
+    assert_eq!(facts_of_body(golden!("tool-required")), two_calls);
+}
+
+#[test]
+fn a_streamed_responses_call_is_one_call_however_often_it_is_told() {
+    let facts = facts_of(
+        b"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"status\":\"in_progress\",\
+          \"tools\":[{\"name\":\"other\"}],\"output\":[],\"error\":null,\"usage\":null}}\n\n\
+          data: {\"type\":\"response.output_item.added\",\"item\":{\"type\":\"function_call\",\"name\":\"ls\"}}\n\n\
+          data: {\"type\":\"response.function_call_arguments.delta\",\"delta\":\"{}\"}\n\n\
+          data: {\"type\":\"response.output_item.done\",\"item\":{\"name\":\"ls\",\"arguments\":\"{}\"}}\n\n\
+          data: {\"type\":\"response.completed\",\"response\":{\"status\":\"completed\",\"usage\":{\
+          \"input_tokens\":9,\"input_tokens_details\":{\"cached_tokens\":8},\"output_tokens\":5}}}\n\n",
+    );
+    assert_eq!(
+        facts,
+        served(usage(9, Some(8), 5), Finish::Stop, Some("ls"))
+    );
+    assert_eq!(facts.outcome(), Outcome::ToolCalls);
+}
+
+#[test]
+fn an_error_inside_a_good_status_is_a_failure() {
+    let stream = facts_of(golden!("rust-frontend/tool-required-stream"));
+    assert!(stream.error && stream.done && !stream.content_seen);
+    assert_eq!(stream.outcome(), Outcome::Failed);
+    assert!(facts_of_body(golden!("err-context-prompt")).error);
+}
+
+#[test]
+fn an_abort_is_a_failure_and_no_later_reason_covers_it() {
+    let facts = facts_of(
+        b"data: {\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"abort\"}]}\n\n\
+          data: {\"choices\":[{\"index\":1,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
+    );
+    assert_eq!(facts.finish, Some(Finish::Abort));
+    assert_eq!(facts.outcome(), Outcome::Failed);
+}
+
+#[test]
+fn a_stream_that_breaks_off_has_failed() {
+    let whole = golden!("chat-stream-usage");
+    let cut = watch(false, [&whole[..whole.len() / 2]]).facts;
+    assert!(cut.content_seen && !cut.done);
+    assert_eq!(cut.outcome(), Outcome::Failed);
+}
+
+#[test]
+fn a_role_is_not_content_and_the_first_content_is_reported_once() {
+    let frames: Vec<&[u8]> = golden!("chat-stream")
+        .split_inclusive(|&b| b == b'\n')
+        .collect();
+    let mut observer = StreamObserver::new(false);
+    let mut firsts = Vec::new();
+    for (line, frame) in frames.into_iter().enumerate() {
+        if observer.push(Bytes::from_static(frame), &mut |_| {}) {
+            firsts.push(line);
+        }
+    }
+    // Line 0 is the role, line 1 blank, line 2 the first token.
+    assert_eq!(firsts, [2]);
+}
+
+#[test]
+fn text_that_looks_like_a_fact_is_none() {
+    let told = r#"{"choices":[{"delta":{"content":"\"usage\":{\"prompt_tokens\":9} [DONE] \"error\":{"},"finish_reason":null}]}"#;
+    let stream = format!("data: {told}\n\ndata: {told}\n\n");
+    let facts = facts_of(stream.as_bytes());
+    let nothing_but_content = ResponseFacts {
+        content_seen: true,
+        ..ResponseFacts::default()
+    };
+    assert_eq!(facts, nothing_but_content);
+}
+
+#[test]
+fn nested_keys_of_the_same_name_are_not_taken_for_facts() {
+    let facts = facts_of_body(
+        br#"{"metadata":{"usage":{"prompt_tokens":1},"error":{"x":1}},"choices":[{"message":{"content":"hi","tool_calls":[]},
+             "logprobs":{"content":[{"finish_reason":"abort"}]},"finish_reason":"stop"}]}"#,
+    );
+    assert_eq!(facts, served(None, Finish::Stop, None));
+}
+
+#[test]
+fn only_the_usage_frame_is_taken_out() {
+    let stream = golden!("chat-stream-usage");
+    let hidden = watch(true, [stream]);
+    let without: Vec<u8> = stream
+        .split_inclusive(|&byte| byte == b'\n')
+        .collect::<Vec<_>>()
+        .chunks(2)
+        .filter(|frame| memchr::memmem::find(&frame.concat(), b"\"choices\":[]").is_none())
+        .flat_map(<[&[u8]]>::concat)
+        .collect();
+    assert!(without.len() < stream.len());
+    assert_eq!(
+        String::from_utf8_lossy(&hidden.passed),
+        String::from_utf8_lossy(&without)
+    );
+    assert_eq!(hidden.facts, facts_of(stream));
+}
+
+#[test]
+fn a_usage_frame_is_known_whatever_its_white_space_and_line_ends() {
+    let hidden = watch(
+        true,
+        [b": keep-alive\r\n\r\ndata: { \"usage\" : { \"prompt_tokens\" : 7 , \"completion_tokens\" : 2 } ,\r\ndata:  \"choices\" : [ ] }\r\n\r\ndata: [DONE]\r\n\r\n"
+            .as_slice()],
+    );
+    assert_eq!(hidden.passed, b": keep-alive\r\n\r\ndata: [DONE]\r\n\r\n");
+    assert_eq!(hidden.facts.usage, usage(7, None, 2));
+}
+
+#[test]
+fn usage_on_ordinary_chunks_is_not_hidden() {
+    for body in [
+        r#"data: {"choices":[{"delta":{"content":"a"}}],"usage":null}"#,
+        r#"data: {"choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#,
+        r#"data: {"choices":[],"usage":null}"#,
+        r#"data: {"choices":[]}"#,
+        r#"data: {"usage":{"input_tokens":1}}"#,
+    ] {
+        let stream = format!("{body}\n\n{body}\n\n");
+        let hidden = watch(true, [stream.as_bytes()]);
+        assert_eq!(String::from_utf8_lossy(&hidden.passed), stream);
+    }
+}
+
+#[test]
+fn a_chunk_of_whole_frames_is_forwarded_in_one_piece_without_a_copy() {
+    for hide_usage in [false, true] {
+        let chunk = Bytes::from_static(golden!("chat-stream"));
+        let mut forwarded = Vec::new();
+        StreamObserver::new(hide_usage).push(chunk.clone(), &mut |bytes| forwarded.push(bytes));
+        assert_eq!(forwarded.len(), 1);
+        assert_eq!(forwarded[0].as_ptr(), chunk.as_ptr());
+        assert_eq!(forwarded[0], chunk);
+    }
+}
+
+#[test]
+fn nothing_is_held_back_when_nothing_is_hidden() {
+    let mut forwarded = Vec::new();
+    StreamObserver::new(false).push(Bytes::from_static(b"data: {\"ch"), &mut |bytes| {
+        forwarded.push(bytes)
+    });
+    assert_eq!(forwarded, [b"data: {\"ch".as_slice()]);
+}
+
+#[test]
+fn a_frame_over_the_held_limit_passes_unfiltered_and_the_next_is_filtered_again() {
+    let usage_frame = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\n";
+    let long = format!(
+        "data: {{\"pad\":\"{}\",\"choices\":[],\"usage\":{{\"prompt_tokens\":1}}}}\n\n",
+        "x".repeat(HELD_FRAME_LIMIT + 1000)
+    );
+    let stream = format!("{long}{usage_frame}");
+    let hidden = watch(true, stream.as_bytes().chunks(1000));
+    assert_eq!(hidden.passed.len(), long.len());
+    assert_eq!(hidden.passed, long.as_bytes());
+}
+
+#[test]
+fn what_was_held_back_passes_when_the_stream_breaks_off() {
+    let whole = golden!("chat-stream-usage");
+    let cut = &whole[..300];
+    assert_eq!(watch(true, cut.chunks(7)).passed, cut);
+}
+
+#[test]
+fn a_usage_frame_without_its_blank_line_stays_hidden() {
+    let hidden = watch(
+        true,
+        [b"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n".as_slice()],
+    );
+    assert!(hidden.passed.is_empty());
+}
+
+#[test]
+fn a_body_observer_is_small_whatever_the_body() {
+    assert!(size_of::<BodyObserver>() <= 512);
+    let mut observer = BodyObserver::new();
+    observer.push(b"{\"choices\":[{\"message\":{\"content\":\"");
+    for _ in 0..1000 {
+        observer.push(&[b'x'; 1000]);
+    }
+    observer.push(b"\"},\"finish_reason\":\"length\"}]}");
+    assert_eq!(observer.facts(), &served(None, Finish::Length, None));
+}
+
+#[test]
+fn facts_after_nesting_without_end_are_still_found() {
+    let deep = "[{\"a\":".repeat(50_000);
+    let shut = "}]".repeat(50_000);
+    let body = format!(
+        "{{\"x\":{deep}1{shut},\"usage\":{{\"prompt_tokens\":3,\"completion_tokens\":4}}}}"
+    );
+    let facts = facts_of_body(body.as_bytes());
+    assert_eq!(facts.usage, usage(3, None, 4));
+    assert!(facts.done);
+}
+
+#[test]
+fn an_escaped_tool_name_is_read_as_the_client_reads_it() {
+    let facts = facts_of_body(
+        br#"{"choices":[{"message":{"tool_calls":[{"function":{"arguments":"{}","name":"caf\u00e9 \"x\""}}]}}]}"#,
+    );
+    assert_eq!(facts.tool.as_deref(), Some("café \"x\""));
+}
+
+/// `bytes` cut at `cuts`, which are taken modulo its length.
+fn pieces<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+    cuts.sort_unstable();
+    cuts.push(bytes.len());
+    let mut from = 0;
+    let cut = |&to: &usize| {
+        let piece = &bytes[from..to];
+        from = to;
+        piece
+    };
+    cuts.iter().map(cut).collect()
+}
+
+/// Byte by byte no frame is ever seen whole, so this also holds skipping ordinary frames against reading them.
+#[test]
+fn single_bytes_tell_the_same_as_the_whole() {
+    for stream in streams() {
+        for hide_usage in [false, true] {
+            assert_eq!(
+                watch(hide_usage, stream.chunks(1)),
+                watch(hide_usage, [stream])
+            );
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_split_of_a_stream_gives_the_same_facts_and_bytes(
+        stream in 0_usize..11,
+        hide_usage: bool,
+        cuts in proptest::collection::vec(any::<usize>(), 0..20),
+    ) {
+        let stream = streams()[stream];
+        let whole = watch(hide_usage, [stream]);
+        prop_assert_eq!(watch(hide_usage, pieces(stream, &cuts)), whole);
+    }
+
+    #[test]
+    fn any_split_of_a_body_gives_the_same_facts(cuts in proptest::collection::vec(any::<usize>(), 0..20)) {
+        for body in [golden!("chat"), golden!("tool-required"), golden!("responses"), golden!("err-context-prompt")] {
+            let mut observer = BodyObserver::new();
+            for piece in pieces(body, &cuts) {
+                observer.push(piece);
+            }
+            prop_assert_eq!(observer.facts(), &facts_of_body(body));
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_an_observer_panic_or_lose_a_byte(
+        body in proptest::collection::vec(prop_oneof![any::<u8>(), proptest::sample::select(&b"{}[]\",:\\\n data"[..])], 0..200),
+        cuts in proptest::collection::vec(any::<usize>(), 0..5),
+    ) {
+        let _facts = facts_of_body(&body);
+        prop_assert_eq!(watch(false, pieces(&body, &cuts)).passed, &body[..]);
+        prop_assert_eq!(watch(true, pieces(&body, &cuts)).passed, &body[..]);
+    }
+}
