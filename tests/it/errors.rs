@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use kvgate::policy::Outcome;
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
-use crate::support::gate::{config_for, set_max_body, set_stall_timeout};
+use crate::support::gate::{config_for, config_without_probes, set_max_body, set_stall_timeout};
 use crate::support::valve::Limits;
-use crate::support::{Gate, Reply, Stub, config, fixture, valve};
+use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve};
 
 /// Asserts an error in OpenAI's shape: a message that says something, a type, a param, a code.
 async fn openai_error(reply: Reply, status: u16) -> Value {
@@ -66,10 +67,28 @@ async fn json_that_is_not_an_object_is_refused_without_asking_the_backend() {
 }
 
 #[tokio::test]
-async fn a_missing_model_is_the_backends_to_judge() {
-    // vLLM answers with its default model: the gate passes the request and its answer on.
+async fn a_missing_model_is_refused_without_asking_the_backend() {
     let mut stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
+    for body in [r#"{"messages":[]}"#, r#"{"model":null}"#, r#"{"model":""}"#] {
+        let reply = gate.post("/v1/chat/completions", body).send().await;
+        let error = openai_error(reply, 400).await;
+        assert_eq!(
+            (&error["code"], &error["param"]),
+            (&"missing_model".into(), &"model".into())
+        );
+    }
+    stub.assert_idle();
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_missing_model_is_the_backends_to_judge_where_the_gate_is_told_so() {
+    // vLLM answers with its default model.
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    config.require_model = false;
+    let gate = Gate::start(config).await.up().await;
     let body = r#"{"messages":[{"role":"user","content":"x"}],"job_id":"p"}"#;
     let asking = gate.post("/v1/chat/completions", body).spawn();
     let call = stub.call().await;
@@ -123,17 +142,37 @@ async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_passes() {
 #[tokio::test]
 async fn without_a_healthy_backend_the_gate_says_so_and_is_not_ready() {
     let gate = Gate::start(config_for(&[refusing_url().await])).await;
-    let down = |backends: &Value| {
-        let mut each = backends.as_object().unwrap().values();
-        each.all(|b| b["healthy"] == false)
-    };
-    gate.until("/backends", down).await;
     for stream in [false, true] {
         let error = openai_error(gate.chat("p", stream).send().await, 503).await;
         assert_eq!(error["code"], "no_backend", "{error}");
     }
     assert_eq!(gate.get("/health").send().await.status, 503);
     gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_not_configured_is_refused_by_name() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let ask = gate
+        .get("/version")
+        .header("x-kvgate-backend", "http://nobody:1");
+    let error = openai_error(ask.send().await, 400).await;
+    assert_eq!(error["code"], "unknown_backend");
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("http://nobody:1") && message.contains(&stub.url()),
+        "{message}"
+    );
+
+    let asking = gate
+        .get("/version")
+        .header("x-kvgate-backend", &stub.url())
+        .spawn();
+    let call = stub.call().await;
+    assert_eq!(call.request.header("x-kvgate-backend"), None);
+    call.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
 }
 
 #[tokio::test]
@@ -184,18 +223,27 @@ async fn a_stream_that_stalls_is_given_up() {
 #[tokio::test]
 async fn a_backend_that_dies_before_its_first_byte_gives_an_error_and_no_second_try() {
     let mut stub = Stub::start().await;
-    let gate = Gate::before(&stub).await;
-    for stream in [false, true] {
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let mut died_on_a_new_connection = 0;
+    for stream in [false, true, false, true] {
         let asking = gate.chat("p", stream).spawn();
         let call = stub.call().await;
-        assert_eq!(
-            call.request.reused, 0,
-            "probes use connections of their own"
-        );
-        drop(call);
-        openai_error(asking.await.unwrap(), 502).await;
+        // A probe may have left a connection behind: its failure is not the backend's last word.
+        if call.request.reused > 0 {
+            drop(call);
+            drop(stub.call().await);
+        } else {
+            drop(call);
+            died_on_a_new_connection += 1;
+        }
+        let error = openai_error(asking.await.unwrap(), 502).await;
+        assert_eq!(error["code"], "backend_closed", "{error}");
         stub.assert_idle();
     }
+    assert!(died_on_a_new_connection > 0);
     gate.quiet().await;
 }
 
@@ -252,18 +300,32 @@ async fn an_error_inside_a_stream_is_a_failed_step() {
     assert_eq!(valve.finish().await.0, Outcome::Failed);
 }
 
+/// Asks until the request travels on a connection that has carried one before; `stream` as in [`Gate::chat`].
+async fn ask_on_a_used_connection(
+    gate: &Gate,
+    stub: &mut Stub,
+    stream: bool,
+) -> (JoinHandle<Reply>, Call) {
+    loop {
+        let asking = gate.chat("p", stream).spawn();
+        let call = stub.call().await;
+        if call.request.reused > 0 {
+            return (asking, call);
+        }
+        call.answer(&fixture("chat")).await;
+        asking.await.unwrap().bytes().await;
+    }
+}
+
 #[tokio::test]
 async fn a_stale_connection_is_retried_once_and_the_client_notices_nothing() {
     let mut stub = Stub::start().await;
-    let gate = Gate::before(&stub).await;
-    let warming = gate.chat("p", false).spawn();
-    stub.call().await.answer(&fixture("chat")).await;
-    warming.await.unwrap().bytes().await;
-
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
     // The backend closes the idle connection just as the next request is on its way.
-    let asking = gate.chat("p", false).spawn();
-    let stale = stub.call().await;
-    assert_eq!(stale.request.reused, 1);
+    let (asking, stale) = ask_on_a_used_connection(&gate, &mut stub, false).await;
     let sent = stale.request.body.clone();
     drop(stale);
 
@@ -281,14 +343,15 @@ async fn a_stale_connection_is_retried_once_and_the_client_notices_nothing() {
 #[tokio::test]
 async fn a_retry_that_fails_too_is_an_error_and_the_last_try() {
     let mut stub = Stub::start().await;
-    let gate = Gate::before(&stub).await;
-    let warming = gate.chat("p", false).spawn();
-    stub.call().await.answer(&fixture("chat")).await;
-    warming.await.unwrap().bytes().await;
-
-    let asking = gate.chat("p", false).spawn();
-    drop(stub.call().await);
-    drop(stub.call().await);
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let (asking, stale) = ask_on_a_used_connection(&gate, &mut stub, false).await;
+    drop(stale);
+    let retry = stub.call().await;
+    assert_eq!(retry.request.reused, 0);
+    drop(retry);
     openai_error(asking.await.unwrap(), 502).await;
     stub.assert_idle();
     gate.quiet().await;
@@ -297,14 +360,11 @@ async fn a_retry_that_fails_too_is_an_error_and_the_last_try() {
 #[tokio::test]
 async fn an_answer_that_has_begun_is_never_retried() {
     let mut stub = Stub::start().await;
-    let gate = Gate::before(&stub).await;
-    let warming = gate.chat("p", false).spawn();
-    stub.call().await.answer(&fixture("chat")).await;
-    warming.await.unwrap().bytes().await;
-
-    let asking = gate.chat("p", true).spawn();
-    let call = stub.call().await;
-    assert_eq!(call.request.reused, 1);
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let (asking, call) = ask_on_a_used_connection(&gate, &mut stub, true).await;
     let stream = call.stream(&fixture("chat-stream-usage")).await;
     let reply = asking.await.unwrap();
     drop(stream);

@@ -19,7 +19,11 @@ async fn a_held_request_reaches_the_backend_only_when_admitted() {
     let asking = gate.chat("p", true).spawn();
     valve.holds(1).await;
     stub.assert_idle();
-    assert_eq!(gate.json("/programs").await["p"]["inflight"], true);
+    let held = gate.json("/programs").await["p"].clone();
+    assert_eq!(
+        (&held["paused"], &held["inflight"]),
+        (&json!(true), &json!(false))
+    );
 
     valve.open();
     stub.call()

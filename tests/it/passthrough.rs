@@ -265,7 +265,6 @@ async fn every_recorded_response_of_vllm_passes_untouched() {
         "tool-required",
         "tool-required-stream",
         "err-unknown-model",
-        "err-context-prompt",
         "messages-anthropic-stream",
         "responses",
         "tokenize-chat",

@@ -5,20 +5,28 @@ use std::time::Duration;
 
 use http::Method;
 use kvgate::policy::Policy;
-use kvgate::proxy::{self, Config};
+use kvgate::proxy::{self, Config, DrainReport};
 use serde_json::Value;
 
 use super::{Ask, Stub, within};
 
 /// A running gate.
 pub(crate) struct Gate {
-    running: proxy::Gate,
+    running: proxy::Running,
 }
 
-/// The default configuration, on port 0, in front of `stubs`.
+/// The default configuration on port 0 in front of `stubs`, but for how often it looks at them.
 pub(crate) fn config(stubs: &[&Stub]) -> Config {
     let urls: Vec<_> = stubs.iter().map(|stub| stub.url()).collect();
     config_for(&urls)
+}
+
+/// As [`config`], but the gate looks at its backends only when it starts: every further connection is a request's.
+pub(crate) fn config_without_probes(stubs: &[&Stub]) -> Config {
+    Config {
+        scrape_interval: Duration::from_secs(3600),
+        ..config(stubs)
+    }
 }
 
 /// As [`config`], by URL.
@@ -26,6 +34,8 @@ pub(crate) fn config_for(urls: &[String]) -> Config {
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         backends: urls.iter().map(|url| url.parse().unwrap()).collect(),
+        scrape_interval: Duration::from_millis(20),
+        drain_settle: Duration::ZERO,
         ..Config::default()
     }
 }
@@ -117,8 +127,9 @@ impl Gate {
         .await;
     }
 
-    pub(crate) async fn drain(self) {
-        within(self.running.drain()).await;
+    /// Drains, however long the settings allow.
+    pub(crate) async fn drain(self) -> DrainReport {
+        self.running.drain().await
     }
 }
 
@@ -131,8 +142,8 @@ pub(crate) fn request_gauges(metrics: &str) -> impl Iterator<Item = (&str, &str)
     })
 }
 
-pub(crate) const HELD_GAUGE: &str = "kvgate_requests_held";
-pub(crate) const IN_FLIGHT_GAUGE: &str = "kvgate_requests_in_flight";
+pub(crate) const HELD_GAUGE: &str = "kvgate_held_requests";
+pub(crate) const IN_FLIGHT_GAUGE: &str = "kvgate_in_flight";
 
 /// Sets the largest body accepted, in bytes.
 pub(crate) fn set_max_body(config: &mut Config, bytes: usize) {
@@ -144,7 +155,13 @@ pub(crate) fn set_drain_timeout(config: &mut Config, timeout: Duration) {
     config.drain_timeout = timeout;
 }
 
+/// Sets how long the gate serves on after it said that it is not ready.
+pub(crate) fn set_drain_settle(config: &mut Config, settle: Duration) {
+    config.drain_settle = settle;
+}
+
 /// Sets how long a backend may take to its first byte, and between two.
 pub(crate) fn set_stall_timeout(config: &mut Config, timeout: Duration) {
-    config.stall_timeout = timeout;
+    config.first_byte_timeout = timeout;
+    config.idle_timeout = timeout;
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 pub(crate) use client::{Ask, Reply};
 pub(crate) use fixture::{Fixture, fixture};
 pub(crate) use gate::{Gate, config};
-pub(crate) use stub::Stub;
+pub(crate) use stub::{Call, Stub};
 pub(crate) use valve::{Valve, valve};
 
 /// How long anything may take on a crowded machine before the story counts as hung.

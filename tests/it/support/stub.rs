@@ -350,8 +350,8 @@ async fn serve(
 impl Probes {
     fn answer(&self, request: &Request) -> Option<Fixture> {
         let (status, kind, body) = match request.target.as_str() {
-            "/health" if self.healthy => (200, "text/plain", Vec::new()),
-            "/health" => (503, "text/plain", Vec::new()),
+            "/health" | "/metrics" if !self.healthy => (503, "text/plain", Vec::new()),
+            "/health" => (200, "text/plain", Vec::new()),
             "/metrics" => (
                 200,
                 "text/plain; version=1.0.0; charset=utf-8",
