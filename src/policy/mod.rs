@@ -138,7 +138,10 @@ impl Config {
             baseline::NAME => Deserialize::deserialize(table).map(Self::Baseline),
             thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
             continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
-            _ => Err(D::Error::custom(format!("unknown policy {name:?}; choose one of {}", Self::NAMES.join(", ")))),
+            _ => Err(D::Error::custom(format!(
+                "unknown policy {name:?}; choose one of {}",
+                Self::NAMES.join(", ")
+            ))),
         }
     }
 

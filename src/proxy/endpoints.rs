@@ -31,7 +31,7 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
 }
 
 fn refuse(error: &ProxyError) -> Response {
-    error.into_response().map(Body::new)
+    error.to_response().map(Body::new)
 }
 
 #[derive(Serialize)]

@@ -286,7 +286,7 @@ impl Continuum {
 
     /// A backend is gone, and every context on it.
     fn lose(&mut self, backend: BackendId) {
-        while let Some(id) = self.pins.youngest(backend, None) {
+        while let Some(id) = self.youngest_pin(backend, None) {
             self.unpin(id);
         }
     }
