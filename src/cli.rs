@@ -6,6 +6,9 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 use crate::harness::engine::EngineArgs;
+use crate::harness::quickstart::QuickstartArgs;
+use crate::harness::replay::ReplayArgs;
+use crate::harness::traces::TraceArgs;
 
 /// A reverse proxy in front of vLLM that decides when each step of an agent runs.
 ///
@@ -22,12 +25,18 @@ pub struct Cli {
 /// The subcommands, each with its own options.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Compare the policies on an embedded engine: engine, gate and replay in one go, no GPU needed.
+    Quickstart(QuickstartArgs),
     /// Run the gate in front of vLLM servers.
     Serve(ServeArgs),
     /// Print the effective configuration of `serve` as a TOML file, and check it.
     Config(ServeArgs),
     /// Run a model of vLLM's engine behind the same HTTP API, without a GPU.
     Engine(EngineArgs),
+    /// Play agent programs through a gate, or straight at a vLLM, and write a run directory.
+    Replay(ReplayArgs),
+    /// Make one of the built-in traces from recorded data.
+    Trace(TraceArgs),
 }
 
 /// Options of `kvgate serve` and `kvgate config`.
