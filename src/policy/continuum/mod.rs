@@ -203,7 +203,8 @@ impl Continuum {
         }
     }
 
-    /// A request of a program ended. Returns whether the program's room is kept, for now until this moment.
+    /// A request of a program ended. Returns whether the program's room is kept: until this very moment, which the
+    /// `ToolGap` that comes with it may extend.
     fn step_ended(
         &mut self,
         now: Time,
