@@ -123,9 +123,9 @@ def recorded(name):
     return line.split(" ")[1], json.loads(body)
 
 
-def long_chat(words=0, tokens=3000, **more):
+def long_chat(prompt="go on", words=0, tokens=3000, **more):
     """A request that runs for many seconds unless it is aborted."""
-    messages = [{"role": "user", "content": "go on" + " word" * words}]
+    messages = [{"role": "user", "content": prompt + " word" * words}]
     return {"model": "tiny", "messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, **more}
 
 
@@ -262,7 +262,8 @@ class Checks:
 
     def check_pressure_with_preemptions_loses_no_token(self):
         before = self.vllm.metric("vllm:num_preemptions_total")
-        bodies = [long_chat(words=650, tokens=600, seed=n, temperature=1, job_id=f"pressure:{n}") for n in range(10)]
+        # Greedy, not seeded: vLLM 0.32.0's CPU backend dies when it rewinds a seeded generator after a partial prefill.
+        bodies = [long_chat(f"{n} go on", words=650, tokens=600, job_id=f"pressure:{n}") for n in range(10)]
         answers = at_once(self.gate.chat, bodies)
         for answer in answers:
             same(600, answer["usage"]["completion_tokens"], "tokens")
