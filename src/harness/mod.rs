@@ -4,3 +4,4 @@
 //! measured is what is shipped.
 
 pub mod engine;
+pub mod simulate;
