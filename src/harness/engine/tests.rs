@@ -19,11 +19,11 @@ struct Server {
 
 impl Server {
     /// Serves with 99 usable blocks of 16 tokens and a context of 1,024.
-    async fn start() -> Self {
-        Self::at_speed(1000.0).await
+    fn start() -> Self {
+        Self::at_speed(1000.0)
     }
 
-    async fn at_speed(speedup: f64) -> Self {
+    fn at_speed(speedup: f64) -> Self {
         let config = EngineConfig {
             core: Config {
                 blocks: 100,
@@ -109,7 +109,7 @@ fn events(stream: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_chat_completion_has_every_field_of_vllm_in_its_order() {
-    let server = Server::start().await;
+    let server = Server::start();
     let body = json!({"messages": [user("hello world")], "max_tokens": 2, "ignore_eos": true});
     let (_, text) = server.post("/v1/chat/completions", &body).await;
     let reply: Value = serde_json::from_str(&text).unwrap();
@@ -125,7 +125,7 @@ async fn a_chat_completion_has_every_field_of_vllm_in_its_order() {
 
 #[tokio::test]
 async fn a_stream_says_the_same_as_the_whole_answer() {
-    let server = Server::start().await;
+    let server = Server::start();
     let mut body =
         json!({"messages": [user("hello world")], "max_tokens": 400, "ignore_eos": true});
     let whole = server.chat(&body).await;
@@ -154,7 +154,7 @@ async fn a_stream_says_the_same_as_the_whole_answer() {
 
 #[tokio::test]
 async fn usage_is_on_every_chunk_or_on_none() {
-    let server = Server::start().await;
+    let server = Server::start();
     let mut body = json!({"prompt": [5, 6, 7], "max_tokens": 3, "stream": true});
     let (_, stream) = server.post("/v1/completions", &body).await;
     assert!(
@@ -173,7 +173,7 @@ async fn usage_is_on_every_chunk_or_on_none() {
 
 #[tokio::test]
 async fn an_answer_sent_back_as_history_is_in_the_cache() {
-    let server = Server::start().await;
+    let server = Server::start();
     let mut messages = vec![user("what is the weather like in the town over there?")];
     let mut body = json!({"messages": messages, "max_tokens": 100, "ignore_eos": true});
     let first = server.chat(&body).await;
@@ -188,7 +188,7 @@ async fn an_answer_sent_back_as_history_is_in_the_cache() {
 
 #[tokio::test]
 async fn a_tool_call_sent_back_as_history_is_in_the_cache() {
-    let server = Server::start().await;
+    let server = Server::start();
     let tools =
         json!([{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]);
     let mut messages = vec![user("what is the weather like in the town over there?")];
@@ -213,7 +213,7 @@ async fn a_tool_call_sent_back_as_history_is_in_the_cache() {
 
 #[tokio::test]
 async fn a_named_tool_streams_its_name_then_its_arguments_and_ends_with_stop() {
-    let server = Server::start().await;
+    let server = Server::start();
     let named = json!({"type": "function", "function": {"name": "cook"}});
     let body = json!({"messages": [user("dinner?")], "tools": [named], "tool_choice": named, "max_tokens": 20,
                       "ignore_eos": true, "stream": true});
@@ -237,7 +237,7 @@ async fn a_named_tool_streams_its_name_then_its_arguments_and_ends_with_stop() {
 
 #[tokio::test]
 async fn without_ignore_eos_the_length_comes_from_the_seed_and_min_tokens_holds() {
-    let server = Server::start().await;
+    let server = Server::start();
     let mut body = json!({"messages": [user("hello world")]});
     let free = server.chat(&body).await;
     assert_eq!(free["choices"][0]["finish_reason"], "stop");
@@ -260,10 +260,8 @@ async fn without_ignore_eos_the_length_comes_from_the_seed_and_min_tokens_holds(
 }
 
 #[tokio::test]
-async fn refusals_have_the_words_of_vllm() {
-    let server = Server::start().await;
-    let long = "word ".repeat(1000);
-    let cases = [
+async fn malformed_requests_are_refused_in_the_words_of_vllm() {
+    check_refusals(&[
         (
             r#"{"model":"nope","messages":[{"role":"user","content":"x"}]}"#.to_owned(),
             r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: tiny, alias.","type":"NotFoundError","param":"model","code":404}}"#,
@@ -292,6 +290,14 @@ async fn refusals_have_the_words_of_vllm() {
             r#"{"messages":[]}"#.to_owned(),
             r#"{"error":{"message":"Cannot apply chat template to an empty conversation. Provide at least one message.","type":"BadRequestError","param":null,"code":400}}"#,
         ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn limits_are_refused_in_the_words_of_vllm() {
+    let long = "word ".repeat(1000);
+    check_refusals(&[
         (
             json!({"messages": [user(&long)]}).to_string(),
             r#"{"error":{"message":"This model's maximum context length is 1024 tokens. However, your prompt contains at least 1025 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=1025)","type":"BadRequestError","param":"input_tokens","code":400}}"#,
@@ -324,19 +330,24 @@ async fn refusals_have_the_words_of_vllm() {
             json!({"messages": [user("x")], "tool_choice": "required"}).to_string(),
             r#"{"error":{"message":"When using `tool_choice`, `tools` must be set. (parameter=tool_choice)","type":"BadRequestError","param":"tool_choice","code":400}}"#,
         ),
-    ];
+    ])
+    .await;
+}
+
+async fn check_refusals(cases: &[(String, &str)]) {
+    let server = Server::start();
     for (body, expected) in cases {
         let response = server.send("/v1/chat/completions", body.clone()).await;
         let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
-        assert_eq!(text, expected, "{body}");
-        let code: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(code["error"]["code"], status);
+        assert_eq!(text, *expected, "{body}");
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(error["error"]["code"], status);
     }
 }
 
 #[tokio::test]
 async fn an_output_past_the_context_is_cut_without_a_word() {
-    let server = Server::start().await;
+    let server = Server::start();
     let ids: Vec<u32> = (0..1000).collect();
     let body = json!({"prompt": ids, "max_tokens": 1000, "ignore_eos": true});
     let (status, text) = server.post("/v1/completions", &body).await;
@@ -349,7 +360,7 @@ async fn an_output_past_the_context_is_cut_without_a_word() {
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_answered_as_the_web_framework_does() {
-    let server = Server::start().await;
+    let server = Server::start();
     let (status, text) = server.post("/v1/nothing", &json!({})).await;
     assert_eq!((status, text.as_str()), (404, r#"{"detail":"Not Found"}"#));
     let (status, text) = server.post("/health", &json!({})).await;
@@ -361,7 +372,7 @@ async fn unknown_paths_and_methods_are_answered_as_the_web_framework_does() {
 
 #[tokio::test]
 async fn the_small_endpoints_answer() {
-    let server = Server::start().await;
+    let server = Server::start();
     let get = async |path: &str| {
         let response = server.client.get(format!("{}{path}", server.url)).send();
         response.await.unwrap().text().await.unwrap()
@@ -386,7 +397,7 @@ async fn the_small_endpoints_answer() {
 
 #[tokio::test]
 async fn a_request_id_given_by_the_client_names_the_response() {
-    let server = Server::start().await;
+    let server = Server::start();
     let body = json!({"messages": [user("x")], "max_tokens": 1}).to_string();
     let url = format!("{}/v1/chat/completions", server.url);
     let request = server
@@ -400,7 +411,7 @@ async fn a_request_id_given_by_the_client_names_the_response() {
 
 #[tokio::test]
 async fn metrics_count_what_was_done() {
-    let server = Server::start().await;
+    let server = Server::start();
     let body =
         json!({"prompt": (0..40).collect::<Vec<u32>>(), "max_tokens": 5, "ignore_eos": true});
     server.post("/v1/completions", &body).await;
@@ -426,7 +437,7 @@ async fn metrics_count_what_was_done() {
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_blocks_streaming_or_not() {
     // Slow enough that nothing ends by itself while the test looks.
-    let server = Server::at_speed(0.01).await;
+    let server = Server::at_speed(0.01);
     let ids: Vec<u32> = (0..100).collect();
     for stream in [true, false] {
         let body = json!({"prompt": ids, "max_tokens": 900, "ignore_eos": true, "stream": stream});
@@ -445,7 +456,7 @@ async fn a_client_that_leaves_frees_its_blocks_streaming_or_not() {
 
 #[tokio::test]
 async fn stopping_the_engine_ends_its_streams_as_aborted() {
-    let server = Server::at_speed(0.01).await;
+    let server = Server::at_speed(0.01);
     let body =
         json!({"messages": [user("x")], "max_tokens": 900, "ignore_eos": true, "stream": true});
     let response = server.send("/v1/chat/completions", body.to_string()).await;

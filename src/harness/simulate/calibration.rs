@@ -23,12 +23,14 @@ pub struct Row {
     pub concurrency: u32,
     /// Measured on the H100. What was not measured is zero.
     pub real: Measured,
-    /// The model's mean over [`SEEDS`].
+    /// The model's mean over [`SEEDS`] draws of programs.
     pub model: Measured,
+    /// Standard deviation of the model's steps/s from draw to draw: how much of a difference one draw explains.
+    pub spread: f64,
 }
 
-/// Seeds that the model's numbers are averaged over.
-pub const SEEDS: [u64; 5] = [1, 2, 3, 4, 5];
+/// Draws of programs that the model's numbers are averaged over.
+pub const SEEDS: u64 = 20;
 
 /// Shape, programs, steps/s, hit rate by the counter, latency mean and 99th percentile in s, running, waiting.
 type Cell = (Shape, u32, f64, f64, f64, f64, f64, f64);
@@ -85,15 +87,20 @@ pub fn experiment(shape: Shape, concurrency: u32, seed: u64) -> Experiment {
 pub fn calibration_table() -> Vec<Row> {
     let rows = CELLS.iter().map(|cell| {
         let (shape, concurrency, ..) = *cell;
-        let runs = SEEDS.map(|seed| {
-            let mut policy = Baseline::new(baseline::Config::default());
-            run(&experiment(shape, concurrency, seed), &mut policy)
-        });
+        let runs: Vec<_> = (1..=SEEDS)
+            .map(|seed| {
+                let mut policy = Baseline::new(baseline::Config::default());
+                run(&experiment(shape, concurrency, seed), &mut policy)
+            })
+            .collect();
+        let model = mean(&runs);
+        let square = |run: &Measured| (run.steps_per_s - model.steps_per_s).powi(2);
         Row {
             shape,
             concurrency,
             real: real(cell),
-            model: mean(&runs),
+            model,
+            spread: average(&runs, square).sqrt(),
         }
     });
     rows.collect()
@@ -112,27 +119,30 @@ fn real(cell: &Cell) -> Measured {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a handful of runs")]
 fn mean(runs: &[Measured]) -> Measured {
-    let of = |field: fn(&Measured) -> f64| runs.iter().map(field).sum::<f64>() / runs.len() as f64;
     Measured {
-        steps_per_s: of(|run| run.steps_per_s),
-        hit_counter: of(|run| run.hit_counter),
-        hit_true: of(|run| run.hit_true),
-        latency_mean_s: of(|run| run.latency_mean_s),
-        latency_p99_s: of(|run| run.latency_p99_s),
-        running: of(|run| run.running),
-        waiting: of(|run| run.waiting),
+        steps_per_s: average(runs, |run| run.steps_per_s),
+        hit_counter: average(runs, |run| run.hit_counter),
+        hit_true: average(runs, |run| run.hit_true),
+        latency_mean_s: average(runs, |run| run.latency_mean_s),
+        latency_p99_s: average(runs, |run| run.latency_p99_s),
+        running: average(runs, |run| run.running),
+        waiting: average(runs, |run| run.waiting),
         preemptions: runs.iter().map(|run| run.preemptions).sum(),
         rejected: runs.iter().map(|run| run.rejected).sum(),
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a handful of runs")]
+fn average(runs: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
+    runs.iter().map(of).sum::<f64>() / runs.len() as f64
+}
+
 /// The table as text, one line a cell.
 pub fn render(rows: &[Row]) -> String {
     let mut text = String::from(
-        "                      steps/s              hit rate (counter)   true    latency mean s   p99 s            running        waiting\n\
-         shape, C              real  model  diff    real  model          model   real   model     real   model     real   model   real   model\n",
+        "                       steps/s                    hit rate           latency s     p99 s         running       waiting\n\
+         shape, C               real  model (sd)     diff  real model (true)  real  model   real  model   real  model   real  model\n",
     );
     for row in rows {
         let (real, model) = (&row.real, &row.model);
@@ -140,9 +150,10 @@ pub fn render(rows: &[Row]) -> String {
         let diff = 100.0 * (model.steps_per_s / real.steps_per_s - 1.0);
         let _ = writeln!(
             text,
-            "{name:<21} {:>5.2} {:>6.2} {diff:>+5.0}%   {:>5.2} {:>6.2} {:>14.2}   {:>5.1} {:>7.1}    {:>5.1} {:>7.1}    {:>5.1} {:>7.1}  {:>5.1} {:>7.1}",
+            "{name:<21} {:>5.2} {:>6.2} ({:.2}) {diff:>+7.0}%  {:>4.2} {:>5.2} ({:.2})  {:>4.1} {:>6.1}  {:>5.1} {:>6.1}  {:>5.1} {:>6.1}  {:>5.1} {:>6.1}",
             real.steps_per_s,
             model.steps_per_s,
+            row.spread,
             real.hit_counter,
             model.hit_counter,
             model.hit_true,

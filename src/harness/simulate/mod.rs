@@ -213,14 +213,14 @@ impl<'a> World<'a> {
             kv_capacity: Some(Tokens(capacity)),
         });
         for at in 0..self.experiment.concurrency.max(1) as usize {
-            let mut slot = self.next_program();
-            let past = self.programs.position(slot.program.steps.len());
+            let (program, past, left) = self.programs.in_mid_life();
+            let mut slot = self.slot(program);
             for _ in 0..past {
                 slot.begin_step();
                 slot.end_step(self.experiment.history);
             }
             self.slots.push(slot);
-            self.plan(self.now, Happening::Arrive(at));
+            self.plan(self.now + left, Happening::Arrive(at));
         }
         self.plan(self.now + SAMPLE_EVERY, Happening::Sample);
     }
@@ -366,7 +366,8 @@ impl<'a> World<'a> {
         let program = ProgramId(dense(at));
         if self.slots[at].step + 1 == self.slots[at].program.steps.len() {
             self.tell(&Event::Release { program });
-            self.slots[at] = self.next_program();
+            let next = self.programs.program();
+            self.slots[at] = self.slot(next);
             self.plan(self.now, Happening::Arrive(at));
             return;
         }
@@ -378,8 +379,7 @@ impl<'a> World<'a> {
         self.plan(self.now + step.gap, Happening::Arrive(at));
     }
 
-    fn next_program(&mut self) -> Slot {
-        let program = self.programs.program();
+    fn slot(&mut self, program: Program) -> Slot {
         self.planned += 1;
         let mut history = self.experiment.engine.chain(b"");
         history.extend(fresh(u64::from(program.group), program.shared));

@@ -25,13 +25,16 @@ fn what_runs_and_waits_is_the_rate_times_the_latency() {
     assert!((inside / expected - 1.0).abs() < 0.05, "{measured:?}");
 }
 
+/// The cells in which everything is crowded: there the draw of programs matters least.
 #[test]
-fn an_uncrowded_cell_is_within_a_tenth_of_the_measured_h100() {
-    let measured = direct(&experiment(Shape::Swe, 8, 1));
-    assert!(
-        (measured.steps_per_s / 8.03 - 1.0).abs() < 0.1,
-        "{measured:?}"
-    );
+fn a_crowded_cell_is_near_the_measured_h100() {
+    for (shape, concurrency, steps_per_s) in
+        [(Shape::Tau2Lognormal, 128, 2.97), (Shape::Orch, 128, 7.76)]
+    {
+        let runs = [1, 2, 3].map(|seed| direct(&experiment(shape, concurrency, seed)));
+        let mean = runs.iter().map(|run| run.steps_per_s).sum::<f64>() / 3.0;
+        assert!((mean / steps_per_s - 1.0).abs() < 0.15, "{shape:?}: {mean}");
+    }
 }
 
 /// Answers whose blocks are hit again leave less to compute.

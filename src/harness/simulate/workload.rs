@@ -1,8 +1,8 @@
 //! Generated agent programs: the shapes of the measured cells, drawn from a seed.
 //!
 //! A shape says how large the shared prefixes are, how many steps a program has, how much each step adds, how
-//! much it generates, and how long its tool gap is. What the measurements' description leaves open (the spread
-//! of some quantities) is a constant here, with its reason beside it.
+//! much it generates, and how long its tool gap is. What the measurements' description leaves open is decided
+//! here and said beside it: a plain "about 140 tokens" is a mean with [`SPREAD`] around it.
 
 use std::time::Duration;
 
@@ -65,9 +65,12 @@ pub struct Generator {
     dice: ChaCha8Rng,
 }
 
-/// Spread of the tokens a turn adds and of output lengths where the description gives only a middle: that of
-/// the real trajectories the shapes were taken from is of this order.
-const SPREAD: f64 = 0.5;
+/// Sigma of the lognormal around a mean that the description gives without a spread.
+pub const SPREAD: f64 = 0.5;
+/// An orchestrator's two domains: prefix, tokens added by a turn, tokens generated.
+const ORCH: [(u32, f64, f64); 2] = [(4_700, 160.0, 81.0), (7_150, 330.0, 150.0)];
+/// Share of programs in the second domain: the real tasks are 114 and 50.
+const ORCH_SECOND: f64 = 50.0 / 164.0;
 
 impl Generator {
     /// The programs of `seed`.
@@ -87,12 +90,15 @@ impl Generator {
             }
             Shape::Swe => (0, 900, self.dice.random_range(15..=60)),
             Shape::Orch => {
-                // Two domains, with as many tasks as the real ones: 50 and 114.
-                let group = u32::from(self.dice.random_bool(114.0 / 164.0));
-                (group, 4_700 + 2_450 * group, self.dice.random_range(5..=24))
+                let group = u32::from(self.dice.random_bool(ORCH_SECOND));
+                (
+                    group,
+                    ORCH[group as usize].0,
+                    self.dice.random_range(5..=24),
+                )
             }
         };
-        let steps = (0..steps).map(|_| self.step()).collect();
+        let steps = (0..steps).map(|_| self.step(group)).collect();
         Program {
             group,
             shared,
@@ -100,29 +106,35 @@ impl Generator {
         }
     }
 
-    /// A uniform position in `0..steps`: where a program stands when a run begins in mid-life.
-    pub fn position(&mut self, steps: usize) -> usize {
-        self.dice.random_range(0..steps.max(1))
+    /// A program, the index of its next step and the time until then: in the middle of its life and of a tool
+    /// gap, each moment of both being as likely.
+    pub fn in_mid_life(&mut self) -> (Program, usize, Duration) {
+        let program = self.program();
+        let position = self.dice.random_range(0..program.steps.len());
+        let gap = program.steps[position].gap;
+        let left = gap.mul_f64(self.dice.random_range(0.0..1.0));
+        (program, position, left)
     }
 
-    fn step(&mut self) -> Step {
+    fn step(&mut self, group: u32) -> Step {
         match self.shape {
             Shape::Tau2Lognormal => {
                 let median = self.dice.random_range(2.0..3.0);
                 Step {
-                    added: self.tokens(320.0, SPREAD),
-                    output: self.tokens(140.0, SPREAD),
+                    added: self.around(320.0),
+                    output: self.around(140.0),
                     gap: self.seconds(median, 1.0),
                     kind: GapKind::Tool(ToolId(0)),
                 }
             }
             Shape::Swe => Step {
+                // The median of the real trajectories.
                 added: self.tokens(362.0, 0.8),
-                output: self.tokens(30.0, SPREAD),
+                output: self.around(30.0),
                 gap: self.swe_gap(),
                 kind: GapKind::Tool(ToolId(0)),
             },
-            Shape::Orch => self.orch_step(),
+            Shape::Orch => self.orch_step(group),
         }
     }
 
@@ -134,9 +146,8 @@ impl Generator {
         }
     }
 
-    fn orch_step(&mut self) -> Step {
-        let added = self.dice.random_range(160.0..330.0);
-        let output = self.dice.random_range(81.0..150.0);
+    fn orch_step(&mut self, group: u32) -> Step {
+        let (_, added, output) = ORCH[group as usize];
         let (gap, kind) = match self.dice.random_range(0..100) {
             0..45 => {
                 let seconds = self.dice.random_range(0.020..0.080);
@@ -147,11 +158,16 @@ impl Generator {
             _ => (self.seconds(2.5, 0.8), GapKind::Tool(ToolId(1))),
         };
         Step {
-            added: self.tokens(added, SPREAD),
-            output: self.tokens(output, SPREAD),
+            added: self.around(added),
+            output: self.around(output),
             gap,
             kind,
         }
+    }
+
+    /// Tokens with this mean.
+    fn around(&mut self, mean: f64) -> u32 {
+        self.tokens(mean * (-SPREAD * SPREAD / 2.0).exp(), SPREAD)
     }
 
     fn seconds(&mut self, median: f64, sigma: f64) -> Duration {
