@@ -239,7 +239,7 @@ const HEADER: [&str; 12] = [
     "hit rate",
     "step p50/p95 s",
     "program p50/p95 s",
-    "hold p95 s",
+    "hold p95/max s",
     "errors",
 ];
 
@@ -279,7 +279,11 @@ fn cells(row: &Row) -> Vec<String> {
         or_dash(measures.prefix_hit_rate.map(|rate| format!("{rate:.3}"))),
         spread_cell(measures.step_s),
         spread_cell(measures.program_s),
-        or_dash(measures.hold_s.map(|hold| format!("{:.1}", hold.p95))),
+        or_dash(
+            measures
+                .hold_s
+                .map(|hold| format!("{:.1} / {:.0}", hold.p95, hold.max)),
+        ),
         format!("{}+{}", measures.steps_failed, measures.programs_failed),
     ]
 }
