@@ -5,7 +5,6 @@
 //! which beats the default. Unknown keys are refused; a wrong value is one line that names the key and the fix.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,8 +12,6 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::policy;
-use crate::proxy::backend::BackendUrl;
-use crate::proxy::identity::Source;
 use crate::proxy;
 
 /// A configuration that cannot be used: one line, naming the key and the fix.
@@ -30,105 +27,209 @@ impl ConfigError {
 
 /// Options of `kvgate serve`, as typed. Each is also a key of the configuration file and a `KVGATE_*` variable.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[serde(deny_unknown_fields, default)]
 pub struct ServeOptions {
     /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:1900]
-    #[arg(long, env = "KVGATE_LISTEN", value_name = "ADDR", help_heading = "Where")]
+    #[arg(
+        long,
+        env = "KVGATE_LISTEN",
+        value_name = "ADDR",
+        help_heading = "Where"
+    )]
     pub listen: Option<String>,
 
     /// A vLLM server's root URL, such as `http://127.0.0.1:8000`; repeat for several
-    #[arg(long, env = "KVGATE_BACKEND", value_name = "URL", value_delimiter = ',', help_heading = "Where")]
+    #[arg(
+        long,
+        env = "KVGATE_BACKEND",
+        value_name = "URL",
+        value_delimiter = ',',
+        help_heading = "Where"
+    )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
 
     /// Scheduling policy; README.md says when each is worse [default: baseline]
-    #[arg(long, env = "KVGATE_POLICY", value_name = "NAME", help_heading = "Scheduling")]
+    #[arg(
+        long,
+        env = "KVGATE_POLICY",
+        value_name = "NAME",
+        help_heading = "Scheduling"
+    )]
     pub policy: Option<String>,
 
     /// Where requests name their program, in order; `header:NAME` or `body:KEY.KEY`, comma-separated
-    #[arg(long, env = "KVGATE_IDENTITY", value_name = "SOURCE", value_delimiter = ',', help_heading = "Scheduling")]
+    #[arg(
+        long,
+        env = "KVGATE_IDENTITY",
+        value_name = "SOURCE",
+        value_delimiter = ',',
+        help_heading = "Scheduling"
+    )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub identity: Vec<String>,
 
     /// Release a program after this many seconds without a request [default: 3600]
-    #[arg(long, env = "KVGATE_PROGRAM_IDLE", value_name = "SECONDS", help_heading = "Scheduling")]
+    #[arg(
+        long,
+        env = "KVGATE_PROGRAM_IDLE",
+        value_name = "SECONDS",
+        help_heading = "Scheduling"
+    )]
     pub program_idle: Option<f64>,
 
     /// The most programs known at once; beyond, the longest idle one is forgotten [default: 200000]
-    #[arg(long, env = "KVGATE_MAX_PROGRAMS", value_name = "N", help_heading = "Scheduling")]
+    #[arg(
+        long,
+        env = "KVGATE_MAX_PROGRAMS",
+        value_name = "N",
+        help_heading = "Scheduling"
+    )]
     pub max_programs: Option<usize>,
 
     /// Directory for steps.jsonl and the KV samples; nothing is recorded without it
-    #[arg(long, env = "KVGATE_RUN_DIR", value_name = "DIR", help_heading = "Telemetry")]
+    #[arg(
+        long,
+        env = "KVGATE_RUN_DIR",
+        value_name = "DIR",
+        help_heading = "Telemetry"
+    )]
     pub run_dir: Option<PathBuf>,
 
     /// Seconds between written samples, at least 0.1 [default: 5]
-    #[arg(long, env = "KVGATE_SAMPLE_INTERVAL", value_name = "SECONDS", help_heading = "Telemetry")]
+    #[arg(
+        long,
+        env = "KVGATE_SAMPLE_INTERVAL",
+        value_name = "SECONDS",
+        help_heading = "Telemetry"
+    )]
     pub sample_interval: Option<f64>,
 
     /// Seconds between scrapes of each backend's /metrics, at least 0.1 [default: 0.5]
-    #[arg(long, env = "KVGATE_SCRAPE_INTERVAL", value_name = "SECONDS", help_heading = "Telemetry")]
+    #[arg(
+        long,
+        env = "KVGATE_SCRAPE_INTERVAL",
+        value_name = "SECONDS",
+        help_heading = "Telemetry"
+    )]
     pub scrape_interval: Option<f64>,
 
     /// Ask for usage in streams whose client did not, and hide the extra frame [default: true]
-    #[arg(long, env = "KVGATE_ASK_FOR_USAGE", value_name = "BOOL", help_heading = "Telemetry")]
+    #[arg(
+        long,
+        env = "KVGATE_ASK_FOR_USAGE",
+        value_name = "BOOL",
+        help_heading = "Telemetry"
+    )]
     pub ask_for_usage: Option<bool>,
 
     /// Largest request body in bytes; a larger one gets status 413 [default: 67108864]
-    #[arg(long, env = "KVGATE_MAX_BODY", value_name = "BYTES", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_MAX_BODY",
+        value_name = "BYTES",
+        help_heading = "Limits"
+    )]
     pub max_body: Option<usize>,
 
     /// Refuse generation requests that name no model [default: true]
-    #[arg(long, env = "KVGATE_REQUIRE_MODEL", value_name = "BOOL", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_REQUIRE_MODEL",
+        value_name = "BOOL",
+        help_heading = "Limits"
+    )]
     pub require_model: Option<bool>,
 
     /// Seconds to wait for a connection to a backend [default: 5]
-    #[arg(long, env = "KVGATE_CONNECT_TIMEOUT", value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_CONNECT_TIMEOUT",
+        value_name = "SECONDS",
+        help_heading = "Limits"
+    )]
     pub connect_timeout: Option<f64>,
 
     /// Seconds a backend may take to begin its response; a hold does not count [default: 900]
-    #[arg(long, env = "KVGATE_FIRST_BYTE_TIMEOUT", value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_FIRST_BYTE_TIMEOUT",
+        value_name = "SECONDS",
+        help_heading = "Limits"
+    )]
     pub first_byte_timeout: Option<f64>,
 
     /// Seconds a backend may be silent in the middle of a response [default: 300]
-    #[arg(long, env = "KVGATE_IDLE_TIMEOUT", value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_IDLE_TIMEOUT",
+        value_name = "SECONDS",
+        help_heading = "Limits"
+    )]
     pub idle_timeout: Option<f64>,
 
     /// Seconds a connection to a backend may idle and still be used; keep it under vLLM's 5 [default: 3]
-    #[arg(long, env = "KVGATE_UPSTREAM_IDLE", value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_UPSTREAM_IDLE",
+        value_name = "SECONDS",
+        help_heading = "Limits"
+    )]
     pub upstream_idle: Option<f64>,
 
     /// Seconds a client's connection may idle [default: 300]
-    #[arg(long, env = "KVGATE_CLIENT_IDLE", value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_CLIENT_IDLE",
+        value_name = "SECONDS",
+        help_heading = "Limits"
+    )]
     pub client_idle: Option<f64>,
 
     /// The most client connections; more wait in the backlog [default: 65536]
-    #[arg(long, env = "KVGATE_MAX_CONNECTIONS", value_name = "N", help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "KVGATE_MAX_CONNECTIONS",
+        value_name = "N",
+        help_heading = "Limits"
+    )]
     pub max_connections: Option<usize>,
 
     /// On SIGTERM: seconds to keep serving after /health turned 503 [default: 1]
-    #[arg(long, env = "KVGATE_DRAIN_SETTLE", value_name = "SECONDS", help_heading = "Shutdown")]
+    #[arg(
+        long,
+        env = "KVGATE_DRAIN_SETTLE",
+        value_name = "SECONDS",
+        help_heading = "Shutdown"
+    )]
     pub drain_settle: Option<f64>,
 
     /// On SIGTERM: seconds for held and running requests to finish [default: 30]
-    #[arg(long, env = "KVGATE_DRAIN_TIMEOUT", value_name = "SECONDS", help_heading = "Shutdown")]
+    #[arg(
+        long,
+        env = "KVGATE_DRAIN_TIMEOUT",
+        value_name = "SECONDS",
+        help_heading = "Shutdown"
+    )]
     pub drain_timeout: Option<f64>,
 
     /// Seconds of the run per second of the machine, for an engine sped up by the same factor [default: 1]
-    #[arg(long, env = "KVGATE_TIME_SCALE", value_name = "N", help_heading = "Experiments")]
+    #[arg(
+        long,
+        env = "KVGATE_TIME_SCALE",
+        value_name = "N",
+        help_heading = "Experiments"
+    )]
     pub time_scale: Option<f64>,
 
     /// Unix time at which the run began, shared by its processes [default: now]
-    #[arg(long, env = "KVGATE_TIME_EPOCH", value_name = "SECONDS", help_heading = "Experiments")]
+    #[arg(
+        long,
+        env = "KVGATE_TIME_EPOCH",
+        value_name = "SECONDS",
+        help_heading = "Experiments"
+    )]
     pub time_epoch: Option<f64>,
-}
-
-/// A configuration file: the options, and a table for each policy.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-struct File {
-    #[serde(flatten)]
-    rest: toml::Table,
 }
 
 /// Options merged from every source, and the policy's own table.
@@ -143,22 +244,23 @@ impl Effective {
     ///
     /// # Errors
     /// A file that cannot be read, an unknown key or policy, a value of the wrong type or out of range.
-    pub fn load(typed: ServeOptions, path: Option<&Path>) -> Result<Self, ConfigError> {
-        let mut file = match path {
-            Some(path) => read(path)?,
-            None => File::default(),
-        };
-        let mut tables = toml::Table::new();
-        for name in policy::Config::NAMES {
-            if let Some(table) = file.rest.remove(name) {
-                tables.insert(name.to_owned(), table);
-            }
-        }
-        let from_file: ServeOptions =
-            file.rest.try_into().map_err(|error: toml::de::Error| explain(path, error.message()))?;
-        let options = typed.or(from_file);
+    pub fn load(typed: &ServeOptions, path: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut table = path.map_or_else(|| Ok(toml::Table::new()), read)?;
+        let mut policies: Vec<_> = policy::Config::NAMES
+            .map(|name| (name, table.remove(name)))
+            .into();
+        let typed =
+            toml::Table::try_from(typed).map_err(|error| ConfigError::new(error.to_string()))?;
+        table.extend(typed);
+        let options: ServeOptions = table
+            .try_into()
+            .map_err(|error: toml::de::Error| explain(path, &error.to_string()))?;
         let name = options.policy.as_deref().unwrap_or(policy::baseline::NAME);
-        let policy = policy_config(name, tables.remove(name), path)?;
+        let own = policies
+            .iter_mut()
+            .find(|(known, _)| *known == name)
+            .and_then(|(_, table)| table.take());
+        let policy = policy_config(name, own, path)?;
         Ok(Self { options, policy })
     }
 
@@ -167,43 +269,14 @@ impl Effective {
     /// # Errors
     /// The first value that cannot be used, by key.
     pub fn check(&self) -> Result<proxy::Config, ConfigError> {
-        let options = &self.options;
-        let default = proxy::Config::default();
-        let config = proxy::Config {
-            listen: listen(options.listen.as_deref(), default.listen)?,
-            backends: parse_all("backend", &options.backend)?,
+        let mut config = proxy::Config {
             policy: self.policy.clone(),
-            identity: match options.identity.as_slice() {
-                [] => default.identity,
-                sources => parse_all::<Source>("identity", sources)?,
-            },
-            run_dir: options.run_dir.clone(),
-            sample_interval: seconds("sample-interval", options.sample_interval, default.sample_interval, 0.1)?,
-            scrape_interval: seconds("scrape-interval", options.scrape_interval, default.scrape_interval, 0.1)?,
-            max_body: at_least_one("max-body", options.max_body, default.max_body)?,
-            require_model: options.require_model.unwrap_or(default.require_model),
-            ask_for_usage: options.ask_for_usage.unwrap_or(default.ask_for_usage),
-            connect_timeout: seconds("connect-timeout", options.connect_timeout, default.connect_timeout, 0.001)?,
-            upstream_idle: seconds("upstream-idle", options.upstream_idle, default.upstream_idle, 0.0)?,
-            first_byte_timeout: seconds(
-                "first-byte-timeout",
-                options.first_byte_timeout,
-                default.first_byte_timeout,
-                0.001,
-            )?,
-            idle_timeout: seconds("idle-timeout", options.idle_timeout, default.idle_timeout, 0.001)?,
-            client_idle: seconds("client-idle", options.client_idle, default.client_idle, 0.001)?,
-            max_connections: at_least_one("max-connections", options.max_connections, default.max_connections)?,
-            drain_settle: seconds("drain-settle", options.drain_settle, default.drain_settle, 0.0)?,
-            drain_timeout: seconds("drain-timeout", options.drain_timeout, default.drain_timeout, 0.0)?,
-            program_idle: seconds("program-idle", options.program_idle, default.program_idle, 0.001)?,
-            max_programs: at_least_one("max-programs", options.max_programs, default.max_programs)?,
-            time_scale: scale(options.time_scale)?,
-            time_epoch: options.time_epoch,
+            ..proxy::Config::default()
         };
-        if config.backends.is_empty() {
-            return Err(ConfigError::new("backend: none is given; add --backend http://HOST:PORT"));
-        }
+        self.options.set_where(&mut config)?;
+        self.options.set_limits(&mut config)?;
+        self.options.set_timeouts(&mut config)?;
+        self.options.set_telemetry(&mut config)?;
         Ok(config)
     }
 
@@ -217,42 +290,123 @@ impl Effective {
         let mut text = toml::to_string(&ServeOptions::from(&config)).map_err(broken)?;
         let table = toml::Value::try_from(&config.policy).map_err(broken)?;
         if table.as_table().is_some_and(|table| !table.is_empty()) {
-            text += &format!("\n[{}]\n", config.policy.name());
-            text += &toml::to_string(&table).map_err(broken)?;
+            let section = toml::Table::from_iter([(config.policy.name().to_owned(), table)]);
+            text.push('\n');
+            text += &toml::to_string(&section).map_err(broken)?;
         }
         Ok(text)
     }
 }
 
 impl ServeOptions {
-    /// These options where they are given, `other`'s elsewhere.
-    #[must_use]
-    fn or(self, other: Self) -> Self {
-        let list = |own: Vec<String>, other| if own.is_empty() { other } else { own };
-        Self {
-            listen: self.listen.or(other.listen),
-            backend: list(self.backend, other.backend),
-            policy: self.policy.or(other.policy),
-            identity: list(self.identity, other.identity),
-            program_idle: self.program_idle.or(other.program_idle),
-            max_programs: self.max_programs.or(other.max_programs),
-            run_dir: self.run_dir.or(other.run_dir),
-            sample_interval: self.sample_interval.or(other.sample_interval),
-            scrape_interval: self.scrape_interval.or(other.scrape_interval),
-            ask_for_usage: self.ask_for_usage.or(other.ask_for_usage),
-            max_body: self.max_body.or(other.max_body),
-            require_model: self.require_model.or(other.require_model),
-            connect_timeout: self.connect_timeout.or(other.connect_timeout),
-            first_byte_timeout: self.first_byte_timeout.or(other.first_byte_timeout),
-            idle_timeout: self.idle_timeout.or(other.idle_timeout),
-            upstream_idle: self.upstream_idle.or(other.upstream_idle),
-            client_idle: self.client_idle.or(other.client_idle),
-            max_connections: self.max_connections.or(other.max_connections),
-            drain_settle: self.drain_settle.or(other.drain_settle),
-            drain_timeout: self.drain_timeout.or(other.drain_timeout),
-            time_scale: self.time_scale.or(other.time_scale),
-            time_epoch: self.time_epoch.or(other.time_epoch),
+    fn set_where(&self, config: &mut proxy::Config) -> Result<(), ConfigError> {
+        if let Some(text) = &self.listen {
+            config.listen = text.parse().map_err(|_| {
+                ConfigError::new(format!(
+                    "listen: {text:?} is not an address; write IP:PORT, such as 127.0.0.1:1900"
+                ))
+            })?;
         }
+        config.backends = parse_all("backend", &self.backend)?;
+        if config.backends.is_empty() {
+            return Err(ConfigError::new(
+                "backend: none is given; add --backend http://HOST:PORT",
+            ));
+        }
+        if !self.identity.is_empty() {
+            config.identity = parse_all("identity", &self.identity)?;
+        }
+        config.run_dir.clone_from(&self.run_dir);
+        Ok(())
+    }
+
+    fn set_limits(&self, config: &mut proxy::Config) -> Result<(), ConfigError> {
+        count("max_body", self.max_body, &mut config.max_body)?;
+        count(
+            "max_connections",
+            self.max_connections,
+            &mut config.max_connections,
+        )?;
+        count("max_programs", self.max_programs, &mut config.max_programs)?;
+        config.require_model = self.require_model.unwrap_or(config.require_model);
+        Ok(())
+    }
+
+    fn set_timeouts(&self, config: &mut proxy::Config) -> Result<(), ConfigError> {
+        seconds(
+            "connect_timeout",
+            self.connect_timeout,
+            0.001,
+            &mut config.connect_timeout,
+        )?;
+        seconds(
+            "upstream_idle",
+            self.upstream_idle,
+            0.0,
+            &mut config.upstream_idle,
+        )?;
+        seconds(
+            "first_byte_timeout",
+            self.first_byte_timeout,
+            0.001,
+            &mut config.first_byte_timeout,
+        )?;
+        seconds(
+            "idle_timeout",
+            self.idle_timeout,
+            0.001,
+            &mut config.idle_timeout,
+        )?;
+        seconds(
+            "client_idle",
+            self.client_idle,
+            0.001,
+            &mut config.client_idle,
+        )?;
+        seconds(
+            "drain_settle",
+            self.drain_settle,
+            0.0,
+            &mut config.drain_settle,
+        )?;
+        seconds(
+            "drain_timeout",
+            self.drain_timeout,
+            0.0,
+            &mut config.drain_timeout,
+        )?;
+        seconds(
+            "program_idle",
+            self.program_idle,
+            0.001,
+            &mut config.program_idle,
+        )
+    }
+
+    fn set_telemetry(&self, config: &mut proxy::Config) -> Result<(), ConfigError> {
+        seconds(
+            "sample_interval",
+            self.sample_interval,
+            0.1,
+            &mut config.sample_interval,
+        )?;
+        seconds(
+            "scrape_interval",
+            self.scrape_interval,
+            0.1,
+            &mut config.scrape_interval,
+        )?;
+        config.ask_for_usage = self.ask_for_usage.unwrap_or(config.ask_for_usage);
+        config.time_epoch = self.time_epoch;
+        if let Some(scale) = self.time_scale {
+            if !(0.001..=10_000.0).contains(&scale) {
+                return Err(ConfigError::new(format!(
+                    "time_scale: {scale} is out of range; write 0.001 to 10000"
+                )));
+            }
+            config.time_scale = scale;
+        }
+        Ok(())
     }
 }
 
@@ -286,16 +440,32 @@ impl From<&proxy::Config> for ServeOptions {
     }
 }
 
-fn read(path: &Path) -> Result<File, ConfigError> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| ConfigError::new(format!("config file {}: {error}; check --config", path.display())))?;
-    toml::from_str(&text).map_err(|error| explain(Some(path), &error.to_string().replace('\n', " ")))
+fn read(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        ConfigError::new(format!(
+            "config file {}: {error}; check --config",
+            path.display()
+        ))
+    })?;
+    toml::from_str(&text).map_err(|error: toml::de::Error| {
+        // The first line says where, the message what; between them stands the text itself.
+        let place = error
+            .to_string()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        explain(Some(path), &format!("{place}: {}", error.message()))
+    })
 }
 
 fn explain(path: Option<&Path>, problem: &str) -> ConfigError {
-    let place = path.map_or_else(|| "configuration".to_owned(), |path| path.display().to_string());
-    // The deserialiser names the key and lists those it knows.
-    ConfigError::new(format!("{place}: {}", problem.trim()))
+    let place = path.map_or_else(
+        || "configuration".to_owned(),
+        |path| path.display().to_string(),
+    );
+    // The deserialiser names the key, on a line of its own.
+    ConfigError::new(format!("{place}: {}", problem.trim().replace('\n', " ")))
 }
 
 fn policy_config(
@@ -305,47 +475,143 @@ fn policy_config(
 ) -> Result<policy::Config, ConfigError> {
     let table = table.unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
     let config = policy::Config::deserialize(name, table)
-        .map_err(|error| explain(path, &format!("policy {name}: {}", error.message())))?;
+        .map_err(|error| explain(path, &format!("policy {name}: {error}")))?;
     config.validate().map_err(ConfigError::new)?;
     Ok(config)
 }
 
-fn listen(text: Option<&str>, default: SocketAddr) -> Result<SocketAddr, ConfigError> {
-    let Some(text) = text else { return Ok(default) };
-    text.parse().map_err(|_| {
-        ConfigError::new(format!("listen: {text:?} is not an address; write IP:PORT, such as 127.0.0.1:1900"))
-    })
-}
-
-fn parse_all<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
-    let parse = |text: &String| text.parse().map_err(|error| ConfigError::new(format!("{key}: {error}")));
+fn parse_all<T: std::str::FromStr<Err: std::fmt::Display>>(
+    key: &str,
+    texts: &[String],
+) -> Result<Vec<T>, ConfigError> {
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|error| ConfigError::new(format!("{key}: {error}")))
+    };
     texts.iter().map(parse).collect()
 }
 
-fn seconds(key: &str, value: Option<f64>, default: Duration, least: f64) -> Result<Duration, ConfigError> {
-    let Some(value) = value else { return Ok(default) };
-    match Duration::try_from_secs_f64(value) {
-        Ok(duration) if value >= least => Ok(duration),
-        Ok(_) | Err(_) => Err(ConfigError::new(format!("{key}: {value} is too small or no number; write seconds, at least {least}"))),
-    }
+fn seconds(
+    key: &str,
+    value: Option<f64>,
+    least: f64,
+    slot: &mut Duration,
+) -> Result<(), ConfigError> {
+    let Some(value) = value else { return Ok(()) };
+    let duration = Duration::try_from_secs_f64(value)
+        .ok()
+        .filter(|_| value >= least);
+    *slot = duration.ok_or_else(|| {
+        ConfigError::new(format!(
+            "{key}: {value} is out of range; write seconds, {least} or more"
+        ))
+    })?;
+    Ok(())
 }
 
-fn at_least_one(key: &str, value: Option<usize>, default: usize) -> Result<usize, ConfigError> {
+fn count(key: &str, value: Option<usize>, slot: &mut usize) -> Result<(), ConfigError> {
     match value {
-        Some(0) => Err(ConfigError::new(format!("{key}: 0 would refuse everything; write 1 or more"))),
-        value => Ok(value.unwrap_or(default)),
+        None => {}
+        Some(0) => {
+            return Err(ConfigError::new(format!(
+                "{key}: 0 would refuse everything; write 1 or more"
+            )));
+        }
+        Some(value) => *slot = value,
     }
+    Ok(())
 }
 
-fn scale(value: Option<f64>) -> Result<f64, ConfigError> {
-    match value {
-        None => Ok(1.0),
-        Some(scale) if scale.is_finite() && (0.001..=10_000.0).contains(&scale) => Ok(scale),
-        Some(scale) => Err(ConfigError::new(format!("time-scale: {scale} is out of range; write 0.001 to 10000"))),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The backends a configuration names, for messages.
-pub fn backend_names(backends: &[BackendUrl]) -> String {
-    backends.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    /// A file to load from, and the directory that it lives in.
+    fn file(text: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvgate.toml");
+        fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    fn load(typed: &ServeOptions, text: &str) -> Result<Effective, ConfigError> {
+        let (_dir, path) = file(text);
+        Effective::load(typed, Some(&path))
+    }
+
+    fn backend() -> ServeOptions {
+        ServeOptions {
+            backend: vec!["http://b:1".to_owned()],
+            ..ServeOptions::default()
+        }
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_which_beats_the_default() {
+        let typed = ServeOptions {
+            max_body: Some(1),
+            ..backend()
+        };
+        let config = load(&typed, "max_body = 2\nmax_programs = 3")
+            .unwrap()
+            .check()
+            .unwrap();
+        let default = proxy::Config::default();
+        assert_eq!((config.max_body, config.max_programs), (1, 3));
+        assert_eq!(config.max_connections, default.max_connections);
+    }
+
+    #[test]
+    fn what_is_printed_gives_the_same_configuration() {
+        for name in policy::Config::NAMES {
+            let typed = ServeOptions {
+                policy: Some(name.to_owned()),
+                ..backend()
+            };
+            let printed = load(&typed, "drain_timeout = 7.5")
+                .unwrap()
+                .print()
+                .unwrap();
+            let again = load(&ServeOptions::default(), &printed).unwrap();
+            assert_eq!(again.print().unwrap(), printed);
+            assert_eq!(again.check().unwrap().policy.name(), name);
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_one_line_that_names_the_key() {
+        for (file, words) in [
+            ("max_bodyy = 1", "max_bodyy"),
+            ("max_body = 0", "max_body: 0"),
+            ("max_body = \"x\"", "max_body"),
+            ("policy = \"fifo\"", "choose one of baseline"),
+            (
+                "policy = \"continuum\"\n[continuum]\nttl = 1",
+                "unknown field `ttl`",
+            ),
+            (
+                "policy = \"continuum\"\n[continuum]\nheadroom = 2.0",
+                "continuum.headroom",
+            ),
+            ("listen = \"1900\"", "IP:PORT"),
+            ("sample_interval = 0.01", "sample_interval: 0.01"),
+            ("time_scale = nan", "time_scale"),
+            ("identity = [\"cookie\"]", "identity"),
+            ("backend = [", "kvgate.toml"),
+        ] {
+            let error = load(&backend(), file)
+                .and_then(|effective| effective.check())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(words) && !error.contains('\n'),
+                "{file}: {error}"
+            );
+        }
+        let error = Effective::load(&ServeOptions::default(), None)
+            .unwrap()
+            .check()
+            .unwrap_err();
+        assert!(error.to_string().starts_with("backend: none"));
+    }
 }

@@ -9,6 +9,8 @@
 //! (the asynchronous shell around both), [`harness`] (experiments: a modelled engine, a workload replayed
 //! through the gate, the comparison). ARCHITECTURE.md walks one request through them.
 
+pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod harness;

@@ -1,3 +1,18 @@
 //! Parses the arguments, calls one library function, exits.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use kvgate::{app, cli::Cli};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("KVGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    app::run(cli).await
+}

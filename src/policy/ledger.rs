@@ -42,6 +42,8 @@ struct Entry {
     backend: BackendId,
     private: Tokens,
     prefix: Option<u64>,
+    /// Where it stands among the parked programs of its backend; unused while running.
+    rank: u64,
 }
 
 /// One shared prefix on one backend.
@@ -57,14 +59,33 @@ struct Prefix {
 struct Page {
     sums: Sums,
     prefixes: BTreeMap<u64, Prefix>,
-    idle_by_size: BTreeSet<(Tokens, ProgramId)>,
+    /// Parked programs by rank.
+    idle: BTreeSet<(u64, ProgramId)>,
 }
 
 impl Page {
-    /// The length counted for `shared` here; the estimate itself when nobody here uses it.
-    fn prefix_tokens(&self, shared: SharedPrefix) -> Tokens {
+    /// The length counted for a prefix.
+    fn length(&self, fingerprint: u64) -> Tokens {
+        let known = self.prefixes.get(&fingerprint);
+        known.map_or(Tokens::ZERO, |prefix| prefix.tokens)
+    }
+
+    fn is_last_user(&self, fingerprint: u64) -> bool {
+        let known = self.prefixes.get(&fingerprint);
+        known.is_some_and(|prefix| prefix.users == 1)
+    }
+
+    /// Tokens that `footprint` would add, once the prefix `leaving` is gone.
+    fn added(&self, footprint: Footprint, leaving: Option<u64>) -> Tokens {
+        let Some(shared) = footprint.shared else {
+            return footprint.tokens;
+        };
         let known = self.prefixes.get(&shared.fingerprint);
-        known.map_or(shared.tokens, |prefix| prefix.tokens)
+        let stays = known.filter(|_| leaving != Some(shared.fingerprint));
+        match stays {
+            Some(prefix) => footprint.tokens - prefix.tokens,
+            None => footprint.tokens.max(shared.tokens),
+        }
     }
 
     fn use_prefix(&mut self, shared: SharedPrefix) -> Tokens {
@@ -134,13 +155,21 @@ impl Ledger {
         Some(entry.private + shared)
     }
 
-    /// Counts an idle program whose context stays on `backend`; replaces where it was parked before.
-    pub fn park(&mut self, program: ProgramId, backend: BackendId, footprint: Footprint) {
+    /// Counts an idle program whose context stays on `backend`; replaces where it was parked before. `rank` is its
+    /// place in [`Self::idle`], in an order of the policy's choice: seniority, size.
+    pub fn park(
+        &mut self,
+        program: ProgramId,
+        backend: BackendId,
+        footprint: Footprint,
+        rank: u64,
+    ) {
         self.unpark(program);
-        let entry = self.count(backend, footprint);
+        let mut entry = self.count(backend, footprint);
+        entry.rank = rank;
         let page = &mut self.pages[backend.index()];
         page.sums.idle += entry.private;
-        page.idle_by_size.insert((entry.private, program));
+        page.idle.insert((rank, program));
         self.parked.insert(program.index(), entry);
         self.prove();
     }
@@ -150,7 +179,7 @@ impl Ledger {
         let entry = self.parked.remove(program.index())?;
         let page = &mut self.pages[entry.backend.index()];
         page.sums.idle -= entry.private;
-        page.idle_by_size.remove(&(entry.private, program));
+        page.idle.remove(&(entry.rank, program));
         self.uncount(entry);
         self.prove();
         Some(entry.backend)
@@ -162,11 +191,11 @@ impl Ledger {
         Some((entry.backend, entry.private))
     }
 
-    /// The programs parked on `backend`, smallest private part first.
-    pub fn idle_by_size(&self, backend: BackendId) -> impl Iterator<Item = (Tokens, ProgramId)> {
+    /// The programs parked on `backend`, lowest rank first, then by id.
+    pub fn idle(&self, backend: BackendId) -> impl DoubleEndedIterator<Item = ProgramId> {
         let page = self.pages.get(backend.index());
-        page.into_iter()
-            .flat_map(|page| page.idle_by_size.iter().copied())
+        let idle = page.into_iter().flat_map(|page| page.idle.iter());
+        idle.map(|(_, program)| *program)
     }
 
     /// What is counted on `backend`.
@@ -190,16 +219,15 @@ impl Ledger {
         footprint: Footprint,
     ) -> Tokens {
         let Some(page) = self.pages.get(backend.index()) else {
-            return footprint.tokens;
+            return Page::default().added(footprint, None);
         };
         let own = program.and_then(|id| self.parked.get(id.index()));
-        let own = own.filter(|entry| entry.backend == backend);
-        let mut total = page.sums.total();
-        if let Some(entry) = own {
-            total -= entry.private;
-            total -= self.prefix_if_last(page, entry, footprint);
-        }
-        total + added(page, footprint)
+        let Some(own) = own.filter(|entry| entry.backend == backend) else {
+            return page.sums.total() + page.added(footprint, None);
+        };
+        let leaving = own.prefix.filter(|print| page.is_last_user(*print));
+        let freed = own.private + leaving.map_or(Tokens::ZERO, |print| page.length(print));
+        page.sums.total() - freed + page.added(footprint, leaving)
     }
 
     /// The sums of every backend, recomputed from the footprints: what [`Self::sums`] must equal.
@@ -222,23 +250,10 @@ impl Ledger {
                 continue;
             };
             if seen.insert((entry.backend, fingerprint)) {
-                sum.shared += page
-                    .prefixes
-                    .get(&fingerprint)
-                    .map_or(Tokens::ZERO, |p| p.tokens);
+                sum.shared += page.length(fingerprint);
             }
         }
         sums
-    }
-
-    /// Tokens of the entry's prefix that would leave `page` with it: none while others use the prefix, or the
-    /// request that starts uses the same.
-    fn prefix_if_last(&self, page: &Page, entry: &Entry, footprint: Footprint) -> Tokens {
-        let same = footprint.shared.map(|shared| shared.fingerprint) == entry.prefix;
-        let prefix = entry.prefix.and_then(|print| page.prefixes.get(&print));
-        prefix
-            .filter(|prefix| prefix.users == 1 && !same)
-            .map_or(Tokens::ZERO, |prefix| prefix.tokens)
     }
 
     fn count(&mut self, backend: BackendId, footprint: Footprint) -> Entry {
@@ -253,6 +268,7 @@ impl Ledger {
             backend,
             private: footprint.tokens - shared,
             prefix: footprint.shared.map(|shared| shared.fingerprint),
+            rank: 0,
         }
     }
 
@@ -275,18 +291,6 @@ impl Ledger {
             debug_assert_eq!(kept, self.recount(), "P8: the ledger drifted");
         }
     }
-}
-
-/// Tokens that `footprint` adds to `page`.
-fn added(page: &Page, footprint: Footprint) -> Tokens {
-    let Some(shared) = footprint.shared else {
-        return footprint.tokens;
-    };
-    let private = footprint.tokens - page.prefix_tokens(shared);
-    if page.prefixes.contains_key(&shared.fingerprint) {
-        return private;
-    }
-    private + shared.tokens
 }
 
 #[cfg(test)]
@@ -317,7 +321,7 @@ mod tests {
     fn a_shared_prefix_counts_once_until_its_last_user_leaves() {
         let mut ledger = Ledger::new();
         ledger.start(RequestId(0), B, sharing(300));
-        ledger.park(ProgramId(1), B, sharing(150));
+        ledger.park(ProgramId(1), B, sharing(150), 0);
         assert_eq!(ledger.sums(B).total(), Tokens(200 + 50 + 100));
         ledger.finish(RequestId(0));
         assert_eq!(ledger.sums(B).total(), Tokens(50 + 100));
@@ -338,7 +342,7 @@ mod tests {
                 if let Some(other) = other {
                     ledger.start(RequestId(9), B, other);
                 }
-                ledger.park(ProgramId(0), B, parked);
+                ledger.park(ProgramId(0), B, parked, 0);
                 let asked = ledger.total_if_started(B, Some(ProgramId(0)), next);
                 ledger.unpark(ProgramId(0));
                 ledger.start(RequestId(0), B, next);
@@ -352,16 +356,14 @@ mod tests {
     }
 
     #[test]
-    fn idle_programs_come_smallest_first() {
+    fn idle_programs_come_by_rank() {
         let mut ledger = Ledger::new();
-        ledger.park(ProgramId(0), B, plain(30));
-        ledger.park(ProgramId(1), B, plain(10));
-        ledger.park(ProgramId(0), B, plain(5));
-        let order: Vec<_> = ledger.idle_by_size(B).collect();
-        assert_eq!(
-            order,
-            [(Tokens(5), ProgramId(0)), (Tokens(10), ProgramId(1))]
-        );
+        ledger.park(ProgramId(0), B, plain(30), 3);
+        ledger.park(ProgramId(1), B, plain(10), 2);
+        ledger.park(ProgramId(0), B, plain(5), 1);
+        let order: Vec<_> = ledger.idle(B).collect();
+        assert_eq!(order, [ProgramId(0), ProgramId(1)]);
+        assert_eq!(ledger.idle(B).next_back(), Some(ProgramId(1)));
     }
 
     #[test]

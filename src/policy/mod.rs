@@ -38,7 +38,7 @@ pub use units::{Ratio, Tokens};
 /// Decides when each request runs, and where.
 ///
 /// # Laws
-/// Asserted by the `Checked` wrapper and property-tested for every policy in the registry.
+/// Asserted by [`Checked`] and property-tested for every policy in the registry.
 ///
 /// * **P1** Each [`Event::Arrive`] gets exactly one decision in the same call. Each held request later gets
 ///   exactly one `Admit` or `Reject`, unless it is cancelled first. A request without a program is never held.
@@ -138,7 +138,10 @@ impl Config {
             baseline::NAME => Deserialize::deserialize(table).map(Self::Baseline),
             thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
             continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
-            _ => Err(D::Error::custom(format!("unknown policy {name:?}; choose one of {}", Self::NAMES.join(", ")))),
+            _ => Err(D::Error::custom(format!(
+                "unknown policy {name:?}; choose one of {}",
+                Self::NAMES.join(", ")
+            ))),
         }
     }
 
@@ -188,6 +191,14 @@ mod tests {
             assert_eq!(config.build().snapshot().policy, name);
         }
         assert_eq!(Config::by_name("fifo"), None);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_a_missing_one_keeps_its_default() {
+        let parse = serde_json::from_str::<continuum::Config>;
+        assert!(parse(r#"{"headrom": 0.1}"#).is_err());
+        let config = parse(r#"{"headroom": 0.1}"#).unwrap();
+        assert!((config.ttl_fixed_s - 2.0).abs() < f64::EPSILON);
     }
 
     #[test]

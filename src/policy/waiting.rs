@@ -1,6 +1,6 @@
 //! Requests held at the gate: ordered by a key of the policy's choice, each with a deadline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
@@ -23,13 +23,14 @@ pub struct Held<K> {
 /// A position in the queue; positions compare in queue order.
 pub type Place<K> = (K, u64);
 
-/// A bounded queue. Every change is O(log n).
+/// A bounded queue. Every change is O(log n), amortised, and allocates little.
 #[derive(Debug)]
 pub struct Waiting<K> {
     held: Slots<Held<K>>,
     order: BTreeMap<Place<K>, RequestId>,
-    /// By age. Every hold is equally long, so the oldest has the earliest deadline.
-    by_age: BTreeMap<u64, RequestId>,
+    /// By age. Every hold is equally long, so the oldest has the earliest deadline. Entries of requests that have
+    /// left stay until they reach the front, which is always held, or until they outnumber the held ones.
+    by_age: VecDeque<(u64, RequestId)>,
     next_seq: u64,
     bound: usize,
     hold: Duration,
@@ -41,7 +42,7 @@ impl<K: Copy + Ord> Waiting<K> {
         Self {
             held: Slots::new(),
             order: BTreeMap::new(),
-            by_age: BTreeMap::new(),
+            by_age: VecDeque::new(),
             next_seq: 0,
             bound: bound as usize,
             hold,
@@ -80,7 +81,7 @@ impl<K: Copy + Ord> Waiting<K> {
             seq,
         };
         self.order.insert((key, seq), arrival.request);
-        self.by_age.insert(seq, arrival.request);
+        self.by_age.push_back((seq, arrival.request));
         self.held.insert(arrival.request.index(), held);
     }
 
@@ -88,7 +89,7 @@ impl<K: Copy + Ord> Waiting<K> {
     pub fn remove(&mut self, request: RequestId) -> Option<Held<K>> {
         let held = self.held.remove(request.index())?;
         self.order.remove(&(held.key, held.seq));
-        self.by_age.remove(&held.seq);
+        self.tidy();
         Some(held)
     }
 
@@ -122,15 +123,28 @@ impl<K: Copy + Ord> Waiting<K> {
 
     /// A request that has been held for as long as allowed, the oldest first.
     pub fn expired(&self, now: Time) -> Option<RequestId> {
-        let (_, request) = self.by_age.first_key_value()?;
-        let due = self.get(*request)?.since + self.hold;
-        (due <= now).then_some(*request)
+        let (_, request) = self.by_age.front()?;
+        (self.deadline()? <= now).then_some(*request)
     }
 
     /// When the next hold reaches its bound.
     pub fn deadline(&self) -> Option<Time> {
-        let (_, request) = self.by_age.first_key_value()?;
+        let (_, request) = self.by_age.front()?;
         Some(self.get(*request)?.since + self.hold)
+    }
+
+    /// Keeps the front of `by_age` a held request, and the whole no longer than twice the queue.
+    fn tidy(&mut self) {
+        let held = &self.held;
+        let stays = |(seq, request): &(u64, RequestId)| {
+            held.get(request.index()).is_some_and(|h| h.seq == *seq)
+        };
+        while self.by_age.front().is_some_and(|front| !stays(front)) {
+            self.by_age.pop_front();
+        }
+        if self.by_age.len() > 2 * held.len() + 64 {
+            self.by_age.retain(stays);
+        }
     }
 }
 

@@ -187,7 +187,7 @@ impl Backend {
     /// Takes the backend down at once: a connection to it was refused.
     pub fn refused(&self, gate: &Gate, cause: &str) {
         if self.take_down(cause) {
-            gate.with(|sequencer, now| sequencer.backend(now, self.id, None));
+            gate.with(|sequencer, now| sequencer.backend_down(now, self.id));
         }
     }
 
@@ -218,7 +218,7 @@ impl Backend {
         };
         gate.with(|sequencer, now| {
             if changed {
-                sequencer.backend(now, self.id, Some(capacity));
+                sequencer.backend_up(now, self.id, capacity);
             }
             sequencer.sample(now, sample);
         });
@@ -295,7 +295,7 @@ impl Backend {
     }
 
     /// Probes every `interval` of machine time. Never returns; runs as one task per backend.
-    pub async fn watch(&self, gate: &Gate, interval: Duration) {
+    pub async fn watch(&self, gate: &Gate, interval: Duration) -> ! {
         let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

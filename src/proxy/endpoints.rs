@@ -31,7 +31,7 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
 }
 
 fn refuse(error: &ProxyError) -> Response {
-    error.into_response().map(Body::new)
+    error.to_response().map(Body::new)
 }
 
 #[derive(Serialize)]
@@ -68,11 +68,9 @@ pub async fn health(State(proxy): State<Arc<Proxy>>) -> Response {
 /// `GET /metrics`: kvgate's own series, then the backends' `vllm:` series as they were last scraped.
 pub async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
     proxy.update_gauges();
-    let pages: Vec<_> = proxy
-        .backends
-        .iter()
-        .filter_map(|backend| Some((backend.name(), backend.status().metrics?)))
-        .collect();
+    // A backend that is down counts as well: whether series carry a backend label must not depend on it.
+    let page = |backend: &Backend| (backend.name(), backend.status().metrics.unwrap_or_default());
+    let pages: Vec<_> = proxy.backends.iter().map(page).collect();
     let parts: Vec<(&str, &str)> = pages
         .iter()
         .map(|(name, text)| (name.as_str(), &**text))

@@ -239,7 +239,7 @@ impl ProxyError {
     }
 
     /// The error as a response.
-    pub fn into_response(&self) -> Response<Full<Bytes>> {
+    pub fn to_response(&self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.to_json()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn a_refusal_that_passes_says_when_to_come_back() {
         let response = ProxyError::refused(Refusal::Policy(RejectReason::QueueFull), String::new)
-            .into_response();
+            .to_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], RETRY_AFTER_S);
         let down = ProxyError::refused(Refusal::Policy(RejectReason::NoBackend), || {

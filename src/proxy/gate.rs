@@ -80,7 +80,7 @@ impl Gate {
     }
 
     /// Ticks the sequencer whenever it asks for it. Never returns; runs as one task beside the gate.
-    pub async fn run_alarm(&self) {
+    pub async fn run_alarm(&self) -> ! {
         loop {
             let next = {
                 let mut inner = self.inner.lock();

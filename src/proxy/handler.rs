@@ -8,6 +8,7 @@ use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use super::backend::Backend;
 use super::body::{Relay, Watched};
 use super::error::ProxyError;
 use super::flight::Flight;
@@ -30,7 +31,7 @@ pub async fn forward(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<
         Some((api, path)) => generate(proxy, api, path, request).await,
         None => pass(proxy, request).await,
     };
-    outcome.unwrap_or_else(|error| error.into_response().map(GateBody::Full))
+    outcome.unwrap_or_else(|error| error.to_response().map(GateBody::Full))
 }
 
 /// A generation request: the policy decides when and where it runs.
@@ -99,20 +100,14 @@ fn choose(proxy: &Proxy, parts: &mut Parts) -> Result<BackendId, ProxyError> {
     };
     let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
     let url = name.trim_end_matches('/');
-    match proxy.backends.iter().find(|backend| backend.name() == url) {
-        Some(backend) => Ok(backend.id),
-        None => {
-            let known: Vec<String> = proxy
-                .backends
-                .iter()
-                .map(super::backend::Backend::name)
-                .collect();
-            Err(ProxyError::UnknownBackend {
-                name,
-                known: known.join(", "),
-            })
-        }
+    if let Some(backend) = proxy.backends.iter().find(|backend| backend.name() == url) {
+        return Ok(backend.id);
     }
+    let known: Vec<String> = proxy.backends.iter().map(Backend::name).collect();
+    Err(ProxyError::UnknownBackend {
+        name,
+        known: known.join(", "),
+    })
 }
 
 /// Sends to a backend; one that refuses connections is taken down at once.

@@ -87,6 +87,9 @@ pub fn router(proxy: Arc<Proxy>) -> Router {
 }
 
 /// Answers one request. Generation requests skip the router: theirs is the hot path.
+///
+/// # Errors
+/// Never: every failure is a response.
 pub async fn serve(
     proxy: Arc<Proxy>,
     own: Router,

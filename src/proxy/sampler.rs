@@ -6,7 +6,7 @@ use crate::policy::PolicySnapshot;
 use crate::telemetry::recorder::KvRow;
 
 /// Writes one row per backend and interval. Never returns; runs as one task beside the gate.
-pub async fn run(proxy: &Proxy) {
+pub async fn run(proxy: &Proxy) -> ! {
     let interval = proxy.gate.clock().machine(proxy.config.sample_interval);
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);

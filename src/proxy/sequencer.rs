@@ -365,16 +365,19 @@ impl Sequencer {
         true
     }
 
-    /// A backend answers, with this KV capacity; or stopped answering.
-    pub fn backend(&mut self, now: Time, backend: BackendId, up: Option<Option<Tokens>>) {
+    /// A backend answers, with this KV capacity if it is known.
+    pub fn backend_up(&mut self, now: Time, backend: BackendId, kv_capacity: Option<Tokens>) {
         self.advance(now);
-        self.tell(&match up {
-            Some(kv_capacity) => Event::BackendUp {
-                backend,
-                kv_capacity,
-            },
-            None => Event::BackendDown { backend },
+        self.tell(&Event::BackendUp {
+            backend,
+            kv_capacity,
         });
+    }
+
+    /// A backend stopped answering.
+    pub fn backend_down(&mut self, now: Time, backend: BackendId) {
+        self.advance(now);
+        self.tell(&Event::BackendDown { backend });
     }
 
     /// A backend was scraped.
@@ -622,7 +625,7 @@ impl Sequencer {
     fn hold(&mut self, index: usize, why: HoldReason) {
         match &mut self.requests[index].state {
             State::Held { reason, .. } => *reason = why,
-            state => {
+            state @ (State::Free | State::Undecided | State::Admitted(_) | State::Refused(_)) => {
                 *state = State::Held {
                     reason: why,
                     waiter: None,

@@ -11,6 +11,9 @@ use super::sample::VLLM_PREFIX;
 
 /// The `vllm:` families of `parts`, which are pairs of a backend's URL and its `/metrics` text.
 ///
+/// Give every configured backend a part, with an empty text for one that does not answer: its going must not
+/// change the other's labels.
+///
 /// One backend's lines stand as they are. With several, each family stands once, `HELP` and `TYPE` as its first
 /// backend gives them, and each sample has a `backend` label in front of its own; families come in the order of
 /// the first text that has them, and lines that are no samples are left out.

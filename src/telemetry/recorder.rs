@@ -61,6 +61,9 @@ pub struct KvRow {
 }
 
 /// Appends records to the files of one run directory. Clones share the writer.
+///
+/// Only [`Recorder::close`] waits for the last records: a process that exits without it may lose what it handed
+/// over in its last tenth of a second.
 #[derive(Clone, Debug)]
 pub struct Recorder(Option<Arc<Shared>>);
 

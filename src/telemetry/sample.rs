@@ -83,8 +83,8 @@ impl Scrape {
         let value = sample.value;
         match name {
             "kv_cache_usage_perc" | "gpu_cache_usage_perc" => self.take_usage(sample),
-            "num_requests_running" => self.running = self.running.saturating_add(count(value)),
-            "num_requests_waiting" => self.waiting = self.waiting.saturating_add(count(value)),
+            "num_requests_running" => self.running = add(self.running, value),
+            "num_requests_waiting" => self.waiting = add(self.waiting, value),
             "num_preemptions_total" => counters.preemptions.new += value,
             "num_preemptions" => counters.preemptions.old += value,
             "prefix_cache_hits_total" | "prefix_cache_hits" => counters.hits.new += value,
@@ -152,13 +152,22 @@ struct Counter {
 impl Counter {
     fn total(&self) -> u64 {
         // A server that has both names counts the same thing twice.
-        Tokens::from_f64(self.new.max(self.old)).0
+        count(self.new.max(self.old))
     }
 }
 
-/// A gauge that counts, as a count: NaN and negative values read as 0.
-fn count(value: f64) -> u32 {
-    u32::try_from(Tokens::from_f64(value).0).unwrap_or(u32::MAX)
+/// A value that counts things, as a count: NaN and negative values read as 0.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, as documented"
+)]
+const fn count(value: f64) -> u64 {
+    value as u64
+}
+
+fn add(sum: u32, value: f64) -> u32 {
+    sum.saturating_add(u32::try_from(count(value)).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

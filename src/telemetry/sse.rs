@@ -7,8 +7,8 @@
 /// A frame ends with its blank line, whatever the line ends are: `\n\n`, `\r\n\r\n`, `\r\r`, or a mixture. Any
 /// split of the same bytes yields the same frames, and no frame costs an allocation.
 ///
-/// One subtlety follows from reading ahead by at most zero bytes: after a line that ended in `\r\n` or `\n`, a
-/// blank line's `\r` may be half of a `\r\n`, so its frame is reported when the next byte has come.
+/// After a line that ended in `\r\n` or `\n`, a blank line's `\r` may be half of a `\r\n`: that frame is
+/// reported when the next byte has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrameScanner {
     state: State,
@@ -126,6 +126,14 @@ mod tests {
         let (done, open) = frames([b"data: 1\r".as_slice(), b"\n\r", b"\ndata: 2"]);
         assert_eq!(done, [b"data: 1\r\n\r\n"]);
         assert_eq!(open, b"data: 2");
+    }
+
+    #[test]
+    fn line_ends_of_different_kinds_may_follow_each_other() {
+        // The `\n` after `\r\r` is the other half of the blank line's end; a `\r` between `\n` and text is one.
+        let (done, open) = frames([b"a\r\r\nb\n\rc\n\n".as_slice()]);
+        assert_eq!(done, [b"a\r\r".as_slice(), b"\nb\n\r", b"c\n\n"]);
+        assert!(open.is_empty());
     }
 
     #[test]

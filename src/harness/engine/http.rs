@@ -185,14 +185,14 @@ impl Drop for Generation {
 
 async fn tokenize(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Response, ApiError> {
     #[derive(serde::Serialize)]
-    struct Tokens {
+    struct Reply {
         count: usize,
         max_model_len: u32,
         tokens: Vec<u32>,
         token_strs: Option<()>,
     }
     let tokens = job::tokenize(&shared.config, &body)?;
-    let body = Tokens {
+    let body = Reply {
         count: tokens.len(),
         max_model_len: shared.config.max_model_len,
         tokens,

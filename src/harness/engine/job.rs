@@ -275,16 +275,14 @@ impl<'a> Body<'a> {
         if tools.is_empty() {
             return Err(unset());
         }
+        let any = usize::try_from(choice % tools.len() as u64).unwrap_or(0);
         Ok(Some(match named {
             Some(name) => ToolCall {
                 name,
                 finish_reason: "stop",
             },
             None => ToolCall {
-                name: tools[(choice % tools.len() as u64) as usize]
-                    .function
-                    .name
-                    .clone(),
+                name: tools[any].function.name.clone(),
                 finish_reason: "tool_calls",
             },
         }))

@@ -3,86 +3,21 @@
 use std::fmt::Write;
 
 use super::EngineConfig;
+use super::core::Stats;
 use super::driver::Snapshot;
 
 /// Renders `snapshot` in the Prometheus text format.
 pub(super) fn render(config: &EngineConfig, snapshot: &Snapshot) -> String {
-    let stats = &snapshot.stats;
-    let model = config.models.first().map_or("", String::as_str);
     let mut page = Page {
-        model,
+        model: config.models.first().map_or("", String::as_str),
         text: String::with_capacity(16 << 10),
     };
-    page.gauge(
-        "num_requests_running",
-        "Number of requests in model execution batches.",
-        count(stats.running as u64),
-    );
-    page.gauge(
-        "num_requests_waiting",
-        "Number of requests waiting to be processed.",
-        count(stats.waiting as u64),
-    );
-    page.gauge(
-        "kv_cache_usage_perc",
-        "KV-cache usage. 1 means 100 percent usage.",
-        stats.kv_usage,
-    );
-    for (name, help, value) in [
-        (
-            "prefix_cache_queries",
-            "Prefix cache queries, in terms of number of queried tokens.",
-            stats.prefix_queries,
-        ),
-        (
-            "prefix_cache_hits",
-            "Prefix cache hits, in terms of number of cached tokens.",
-            stats.prefix_hits,
-        ),
-        (
-            "num_preemptions",
-            "Cumulative number of preemption from the engine.",
-            stats.preemptions,
-        ),
-        (
-            "prompt_tokens",
-            "Number of prefill tokens processed.",
-            stats.prompt_tokens,
-        ),
-        (
-            "generation_tokens",
-            "Number of generation tokens processed.",
-            stats.generation_tokens,
-        ),
-    ] {
-        page.counter(name, help, value);
-    }
+    page.gauges(&snapshot.stats);
+    page.counters(&snapshot.stats);
     page.finished(snapshot);
-    let name = "vllm:time_to_first_token_seconds";
-    page.head(
-        name,
-        "Histogram of time to first token in seconds.",
-        "histogram",
-    );
-    snapshot.ttft.expose(name, model, &mut page.text);
-    let name = "vllm:e2e_request_latency_seconds";
-    page.head(
-        name,
-        "Histogram of e2e request latency in seconds.",
-        "histogram",
-    );
-    snapshot.e2e.expose(name, model, &mut page.text);
+    page.histograms(snapshot);
     page.cache_config(config);
-    page.head(
-        "kvgate_engine_lag_seconds",
-        "Engine time by which the machine is behind the asked speed-up.",
-        "gauge",
-    );
-    let _ = writeln!(
-        page.text,
-        "kvgate_engine_lag_seconds {}",
-        snapshot.lag.as_secs_f64()
-    );
+    page.lag(snapshot);
     page.text
 }
 
@@ -94,6 +29,80 @@ struct Page<'a> {
 impl Page<'_> {
     fn head(&mut self, name: &str, help: &str, kind: &str) {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn gauges(&mut self, stats: &Stats) {
+        self.gauge(
+            "num_requests_running",
+            "Number of requests in model execution batches.",
+            count(stats.running as u64),
+        );
+        self.gauge(
+            "num_requests_waiting",
+            "Number of requests waiting to be processed.",
+            count(stats.waiting as u64),
+        );
+        self.gauge(
+            "kv_cache_usage_perc",
+            "KV-cache usage. 1 means 100 percent usage.",
+            stats.kv_usage,
+        );
+    }
+
+    fn counters(&mut self, stats: &Stats) {
+        for (name, help, value) in [
+            (
+                "prefix_cache_queries",
+                "Prefix cache queries, in terms of number of queried tokens.",
+                stats.prefix_queries,
+            ),
+            (
+                "prefix_cache_hits",
+                "Prefix cache hits, in terms of number of cached tokens.",
+                stats.prefix_hits,
+            ),
+            (
+                "num_preemptions",
+                "Cumulative number of preemption from the engine.",
+                stats.preemptions,
+            ),
+            (
+                "prompt_tokens",
+                "Number of prefill tokens processed.",
+                stats.prompt_tokens,
+            ),
+            (
+                "generation_tokens",
+                "Number of generation tokens processed.",
+                stats.generation_tokens,
+            ),
+        ] {
+            self.counter(name, help, value);
+        }
+    }
+
+    fn histograms(&mut self, snapshot: &Snapshot) {
+        let name = "vllm:time_to_first_token_seconds";
+        self.head(
+            name,
+            "Histogram of time to first token in seconds.",
+            "histogram",
+        );
+        snapshot.ttft.expose(name, self.model, &mut self.text);
+        let name = "vllm:e2e_request_latency_seconds";
+        self.head(
+            name,
+            "Histogram of e2e request latency in seconds.",
+            "histogram",
+        );
+        snapshot.e2e.expose(name, self.model, &mut self.text);
+    }
+
+    fn lag(&mut self, snapshot: &Snapshot) {
+        let name = "kvgate_engine_lag_seconds";
+        let help = "Engine time by which the machine is behind the asked speed-up.";
+        self.head(name, help, "gauge");
+        let _ = writeln!(self.text, "{name} {:?}", snapshot.lag.as_secs_f64());
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) {

@@ -11,7 +11,7 @@
 //! # What this model leaves out
 //! * **The model.** Text is filler from a seed: it never calls a tool unless `tool_choice` makes it, never
 //!   follows an instruction, and ends at a random length (120 tokens on average) unless `ignore_eos` is set.
-//!   Sampling parameters, stop strings, log-probabilities, guided decoding, `n` > 1, images, audio and LoRA
+//!   Sampling parameters, stop strings, log-probabilities, guided decoding, `n` > 1, images, audio and adapters
 //!   are accepted and ignored, except `n` > 1 and more than one prompt, which are refused.
 //! * **The tokeniser.** Four bytes are one token. Token counts of real text differ by language and content;
 //!   `/tokenize` agrees with the engine, not with Qwen.

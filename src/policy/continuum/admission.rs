@@ -128,6 +128,11 @@ impl Continuum {
         }
     }
 
+    /// The backend where the program's room is kept.
+    pub(super) fn pinned_on(&self, id: ProgramId) -> Option<BackendId> {
+        self.ledger.parked(id).map(|(backend, _)| backend)
+    }
+
     /// Gives the program's pin up, and the precedence that came with it.
     pub(super) fn unpin(&mut self, id: ProgramId) {
         if self.pins.drop(&mut self.ledger, id) {
@@ -165,16 +170,15 @@ impl Continuum {
     ) -> Option<BackendId> {
         let home = self.programs.get(id.index()).and_then(|p| p.home);
         let up = self.roster.up().filter(|(backend, _)| open(*backend));
-        let best = up.min_by_key(|&(backend, state)| {
+        let best = up.min_by_key(|&(backend, _)| {
             let away = Some(backend) != home;
-            let room = Reverse(self.room(backend));
-            (away, room, state.in_flight, backend)
+            (away, Reverse(self.room(backend)), backend)
         });
         best.map(|(backend, _)| backend)
     }
 
     fn key(&self, id: ProgramId) -> Key {
-        let class = match self.pins.backend(id) {
+        let class = match self.pinned_on(id) {
             Some(_) => Class::Pinned,
             None => Class::Other,
         };
@@ -185,7 +189,7 @@ impl Continuum {
     /// Tries the backends open to a request in order of preference, and claims those that it must wait for.
     fn judge(&mut self, arrival: &Arrival, id: ProgramId) -> Verdict {
         let need = self.need(arrival);
-        let pinned = self.pins.backend(id);
+        let pinned = self.pinned_on(id);
         let open = |blocked: &[bool], b: BackendId| {
             !blocked[b.index()] && pinned.is_none_or(|home| home == b)
         };
@@ -214,7 +218,7 @@ impl Continuum {
         if self.roster.in_flight(backend) > 0 {
             return false;
         }
-        while let Some(victim) = self.pins.youngest(backend, Some(id)) {
+        while let Some(victim) = self.youngest_pin(backend, Some(id)) {
             self.unpin(victim);
             self.counts.relieved += 1;
             if self.fits(backend, id, need) {
@@ -222,6 +226,16 @@ impl Continuum {
             }
         }
         false
+    }
+
+    /// The pin on `backend` whose program arrived last, other than `spared`'s.
+    pub(super) fn youngest_pin(
+        &self,
+        backend: BackendId,
+        spared: Option<ProgramId>,
+    ) -> Option<ProgramId> {
+        let mut pinned = self.ledger.idle(backend).rev();
+        pinned.find(|id| Some(*id) != spared)
     }
 
     /// A request larger than the whole cache runs alone: vLLM is the one to refuse it.

@@ -8,7 +8,7 @@
 //! Worse when the KV cache is plentiful (it then only adds rules), when gaps are long (rooms are given up before
 //! their programs return), and for short newcomers behind a large head (nobody passes the head).
 //!
-//! Here: what each event does. [`admission`]: who runs next, and where. [`pins`]: the reservations.
+//! Here: what each event does. `admission`: who runs next, and where. `pins`: the reservations.
 
 mod admission;
 mod config;
@@ -286,7 +286,7 @@ impl Continuum {
 
     /// A backend is gone, and every context on it.
     fn lose(&mut self, backend: BackendId) {
-        while let Some(id) = self.pins.youngest(backend, None) {
+        while let Some(id) = self.youngest_pin(backend, None) {
             self.unpin(id);
         }
     }

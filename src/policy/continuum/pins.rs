@@ -3,7 +3,8 @@
 //! A pin is a parked footprint in the ledger plus an expiry. While a request of its program waits, the pin is
 //! *called*: it does not expire, because the request that it was kept for has come.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::policy::ledger::{Footprint, Ledger};
 use crate::policy::slots::Slots;
@@ -12,9 +13,6 @@ use crate::policy::{BackendId, ProgramId, Time};
 #[derive(Clone, Copy, Debug)]
 struct Pin {
     expires: Time,
-    backend: BackendId,
-    /// The program's seniority.
-    seq: u64,
     /// A request of the program waits.
     called: bool,
 }
@@ -23,28 +21,21 @@ struct Pin {
 #[derive(Debug, Default)]
 pub(super) struct Pins {
     pins: Slots<Pin>,
-    /// Pins that were not called, by expiry.
-    expiries: BTreeSet<(Time, ProgramId)>,
-    /// By backend, the most senior program first.
-    by_age: BTreeSet<(BackendId, u64, ProgramId)>,
+    /// Expiries, earliest first. Those that no longer hold stay until they reach the top, which always holds, or
+    /// until they outnumber the pins.
+    expiries: BinaryHeap<Reverse<(Time, ProgramId)>>,
 }
 
 impl Pins {
     pub(super) const fn new() -> Self {
         Self {
             pins: Slots::new(),
-            expiries: BTreeSet::new(),
-            by_age: BTreeSet::new(),
+            expiries: BinaryHeap::new(),
         }
     }
 
     pub(super) const fn len(&self) -> usize {
         self.pins.len()
-    }
-
-    /// The backend where the program's room is kept.
-    pub(super) fn backend(&self, id: ProgramId) -> Option<BackendId> {
-        Some(self.pins.get(id.index())?.backend)
     }
 
     /// Keeps `footprint` on `backend` until `expires`.
@@ -56,27 +47,22 @@ impl Pins {
         expires: Time,
     ) {
         self.drop(ledger, id);
-        ledger.park(id, backend, footprint);
-        let called = false;
+        ledger.park(id, backend, footprint, seq);
         let pin = Pin {
             expires,
-            backend,
-            seq,
-            called,
+            called: false,
         };
         self.pins.insert(id.index(), pin);
-        self.expiries.insert((expires, id));
-        self.by_age.insert((backend, seq, id));
+        self.expiries.push(Reverse((expires, id)));
     }
 
     /// Gives the program's room up; returns whether there was any.
     pub(super) fn drop(&mut self, ledger: &mut Ledger, id: ProgramId) -> bool {
-        let Some(pin) = self.pins.remove(id.index()) else {
+        if self.pins.remove(id.index()).is_none() {
             return false;
-        };
+        }
         ledger.unpark(id);
-        self.expiries.remove(&(pin.expires, id));
-        self.by_age.remove(&(pin.backend, pin.seq, id));
+        self.tidy();
         true
     }
 
@@ -85,11 +71,9 @@ impl Pins {
         let Some(pin) = self.pins.get_mut(id.index()) else {
             return;
         };
-        let old = std::mem::replace(&mut pin.expires, expires);
-        if !pin.called {
-            self.expiries.remove(&(old, id));
-            self.expiries.insert((expires, id));
-        }
+        pin.expires = expires;
+        self.expiries.push(Reverse((expires, id)));
+        self.tidy();
     }
 
     /// Says whether a request of the program waits: then its pin does not expire.
@@ -98,28 +82,29 @@ impl Pins {
             return;
         };
         pin.called = called;
-        if called {
-            self.expiries.remove(&(pin.expires, id));
-        } else {
-            self.expiries.insert((pin.expires, id));
+        if !called {
+            self.expiries.push(Reverse((pin.expires, id)));
         }
+        self.tidy();
     }
 
     /// The next pin to expire.
     pub(super) fn next_expiry(&self) -> Option<(Time, ProgramId)> {
-        self.expiries.first().copied()
+        self.expiries.peek().map(|Reverse(expiry)| *expiry)
     }
 
-    /// The pin on `backend` whose program arrived last, other than `spared`.
-    pub(super) fn youngest(
-        &self,
-        backend: BackendId,
-        spared: Option<ProgramId>,
-    ) -> Option<ProgramId> {
-        let on = self
-            .by_age
-            .range((backend, 0, ProgramId(0))..=(backend, u64::MAX, ProgramId(u32::MAX)));
-        let mut ids = on.rev().map(|(_, _, id)| *id);
-        ids.find(|id| Some(*id) != spared)
+    /// Keeps the top of `expiries` one that holds, and the whole no larger than twice the pins.
+    fn tidy(&mut self) {
+        let pins = &self.pins;
+        let holds = |Reverse((expires, id)): &Reverse<(Time, ProgramId)>| {
+            let pin = pins.get(id.index());
+            pin.is_some_and(|pin| pin.expires == *expires && !pin.called)
+        };
+        while self.expiries.peek().is_some_and(|top| !holds(top)) {
+            self.expiries.pop();
+        }
+        if self.expiries.len() > 2 * pins.len() + 64 {
+            self.expiries.retain(holds);
+        }
     }
 }

@@ -1,1 +1,393 @@
-//! stories
+//! Stories of one program keeping its room while others want it. One backend of 1,000 usable tokens.
+
+use super::super::{Decision, HoldReason, ToolId};
+use super::*;
+
+const B: BackendId = BackendId(0);
+const LS: GapKind = GapKind::Tool(ToolId(1));
+
+/// A policy, what it decided so far, and the requests' ids as they were given out.
+struct Scene {
+    policy: Continuum,
+    out: Decisions,
+    now: Time,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    /// `config`, except that tokens count exactly as the stories give them.
+    fn with(mut config: Config) -> Self {
+        config.headroom = 0.0;
+        config.out_reserve_tokens = 0;
+        config.block_tokens = 0;
+        let policy = Continuum::new(config);
+        let mut scene = Self {
+            policy,
+            out: Decisions::new(),
+            now: Time::ZERO,
+        };
+        scene.up(B);
+        scene
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.policy.handle(self.now, event, &mut self.out);
+    }
+
+    fn up(&mut self, backend: BackendId) {
+        self.tell(&Event::BackendUp {
+            backend,
+            kv_capacity: Some(Tokens(1000)),
+        });
+    }
+
+    /// Moves the clock to `secs`, with every tick that the policy asks for on the way before that moment.
+    fn at(&mut self, secs: f64) -> &mut Self {
+        let until = Time::from_secs_f64(secs);
+        while let Some(wakeup) = self.policy.next_wakeup()
+            && wakeup.at < until
+        {
+            self.now = self.now.max(wakeup.at);
+            self.tell(&Event::Tick);
+        }
+        self.now = until;
+        self
+    }
+
+    /// A step of `program` with this prompt arrives; its request has the same number.
+    fn arrive(&mut self, program: u32, prompt: u64) -> &mut Self {
+        self.arrive_as(program, Some(program), prompt)
+    }
+
+    fn arrive_as(&mut self, request: u32, program: Option<u32>, prompt: u64) -> &mut Self {
+        self.tell(&Event::Arrive(Arrival {
+            request: RequestId(request),
+            program: program.map(ProgramId),
+            prompt: Tokens(prompt),
+            shared: None,
+            last_step: false,
+        }));
+        self
+    }
+
+    fn end(&mut self, request: u32, context: u64, outcome: Outcome) -> &mut Self {
+        self.tell(&Event::Finish {
+            request: RequestId(request),
+            outcome,
+            usage: Some(Usage {
+                prompt: Tokens(context),
+                cached: None,
+                output: Tokens::ZERO,
+            }),
+        });
+        self
+    }
+
+    /// The program's step ends with this context, and it runs a tool.
+    fn finish(&mut self, program: u32, context: u64) -> &mut Self {
+        self.end(program, context, Outcome::ToolCalls);
+        self.tell(&Event::ToolGap {
+            program: ProgramId(program),
+            kind: LS,
+        });
+        self
+    }
+
+    /// The program's last step ends.
+    fn release(&mut self, program: u32, context: u64) -> &mut Self {
+        self.end(program, context, Outcome::Stop);
+        self.tell(&Event::Release {
+            program: ProgramId(program),
+        });
+        self
+    }
+
+    /// Requests admitted since the last look, in order.
+    fn admitted(&mut self) -> Vec<u32> {
+        let admits = self.out.drain().filter_map(|decision| match decision {
+            Decision::Admit { request, .. } => Some(request.0),
+            Decision::Hold { .. } | Decision::Reject { .. } => None,
+        });
+        admits.collect()
+    }
+}
+
+#[test]
+fn a_request_that_does_not_fit_waits_for_the_next_finish() {
+    let mut scene = Scene::new();
+    scene.at(0.0).arrive(1, 700).at(1.0).arrive(2, 400);
+    assert_eq!(scene.admitted(), [1]);
+    scene.at(5.0).release(1, 700);
+    assert_eq!(scene.admitted(), [2]);
+}
+
+#[test]
+fn a_pin_keeps_a_newcomer_out_until_its_time_is_over() {
+    let mut scene = Scene::new();
+    scene.arrive(0, 100).arrive(1, 600).at(2.0).finish(1, 600);
+    scene.at(2.5).arrive(2, 500);
+    assert_eq!(scene.admitted(), [0, 1]);
+    scene.at(3.999);
+    assert_eq!(scene.admitted(), [0; 0]);
+    scene.at(4.001);
+    assert_eq!(scene.admitted(), [2]);
+}
+
+#[test]
+fn a_pin_never_idles_the_backend() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 600).at(2.0).finish(1, 600);
+    scene.at(2.5).arrive(2, 500);
+    assert_eq!(scene.admitted(), [1, 2]);
+}
+
+#[test]
+fn a_return_in_time_goes_before_an_older_newcomer() {
+    let mut scene = Scene::new();
+    scene.arrive(0, 100).arrive(1, 600).at(2.0).finish(1, 600);
+    scene.at(2.5).arrive(2, 500).at(3.0).arrive(1, 650);
+    assert_eq!(scene.admitted(), [0, 1, 1]);
+}
+
+#[test]
+fn a_return_in_the_moment_of_expiry_is_in_time_and_a_later_one_is_not() {
+    for (back, admitted) in [(4.0, vec![0, 1, 1]), (4.001, vec![0, 1, 2])] {
+        let mut scene = Scene::new();
+        scene.arrive(0, 100).arrive(1, 600).at(2.0).finish(1, 600);
+        scene.at(2.5).arrive(2, 500).at(back).arrive(1, 650);
+        assert_eq!(scene.admitted(), admitted, "back at {back}");
+    }
+}
+
+#[test]
+fn a_pin_outlives_its_time_while_its_program_waits_and_nobody_passes() {
+    let mut scene = Scene::new();
+    scene.arrive(0, 300).arrive(1, 600).at(2.0).finish(1, 600);
+    scene.at(3.5).arrive(1, 750).at(4.5).arrive(3, 100);
+    assert_eq!(scene.admitted(), [0, 1]);
+    scene.at(6.0).release(0, 300);
+    assert_eq!(scene.admitted(), [1, 3]);
+}
+
+#[test]
+fn a_cancelled_wait_gives_the_outlived_pin_back_at_once() {
+    let mut scene = Scene::new();
+    scene.arrive(0, 300).arrive(1, 600).at(2.0).finish(1, 600);
+    scene.at(3.5).arrive(1, 750).at(4.6).arrive(3, 500);
+    assert_eq!(scene.admitted(), [0, 1]);
+    scene.at(5.0).end(1, 0, Outcome::Cancelled);
+    assert_eq!(scene.admitted(), [3]);
+}
+
+#[test]
+fn the_older_program_goes_first_whoever_asked_first() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 50).at(1.0).arrive(2, 50);
+    scene
+        .end(1, 50, Outcome::Failed)
+        .end(2, 50, Outcome::Failed);
+    scene
+        .arrive(9, 950)
+        .at(10.0)
+        .arrive(2, 600)
+        .at(11.0)
+        .arrive(1, 600);
+    assert_eq!(scene.admitted(), [1, 2, 9]);
+    scene.at(12.0).release(9, 950);
+    assert_eq!(scene.admitted(), [1]);
+    scene.at(20.0).release(1, 600);
+    assert_eq!(scene.admitted(), [2]);
+}
+
+#[test]
+fn the_youngest_program_gives_way_first_and_only_as_far_as_needed() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 400).at(1.0).arrive(2, 400);
+    scene
+        .at(3.5)
+        .finish(1, 400)
+        .finish(2, 400)
+        .at(3.6)
+        .arrive(3, 500);
+    assert_eq!(scene.admitted(), [1, 2, 3]);
+    assert_eq!(scene.policy.pinned_on(ProgramId(1)), Some(B));
+    assert_eq!(scene.policy.pinned_on(ProgramId(2)), None);
+}
+
+#[test]
+fn a_request_larger_than_the_cache_runs_alone() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 300).at(1.0).arrive(2, 1200);
+    assert_eq!(scene.admitted(), [1]);
+    scene.at(2.0).finish(1, 300).at(2.1).arrive(3, 10);
+    assert_eq!(scene.admitted(), [2]);
+    scene.at(9.0).release(2, 1200);
+    assert_eq!(scene.admitted(), [3]);
+}
+
+#[test]
+fn a_tool_that_is_slow_on_average_is_not_waited_for() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 100).finish(1, 100).at(14.0).arrive(1, 100);
+    scene.finish(1, 100);
+    assert_eq!(scene.policy.pins.len(), 0, "the mean gap is 14 s");
+}
+
+#[test]
+fn a_shared_prefix_lets_more_programs_in() {
+    let mut scene = Scene::new();
+    for program in 0..3 {
+        scene.tell(&Event::Arrive(Arrival {
+            request: RequestId(program),
+            program: Some(ProgramId(program)),
+            prompt: Tokens(600),
+            shared: Some(SharedPrefix {
+                fingerprint: 7,
+                tokens: Tokens(400),
+            }),
+            last_step: false,
+        }));
+    }
+    assert_eq!(scene.admitted(), [0, 1, 2], "400 + 3 × 200 tokens");
+}
+
+#[test]
+fn a_hold_ends_at_its_bound_whether_it_fits_or_not() {
+    let mut scene = Scene::with(Config {
+        hold_timeout_s: 30.0,
+        ..Config::default()
+    });
+    scene.arrive(1, 900).at(1.0).arrive(2, 400).at(30.9);
+    assert_eq!(scene.admitted(), [1]);
+    scene.at(31.1);
+    assert_eq!(scene.admitted(), [2]);
+}
+
+#[test]
+fn a_full_queue_refuses_the_newcomer_but_not_a_return_that_fits() {
+    let mut scene = Scene::with(Config {
+        max_held: 1,
+        ..Config::default()
+    });
+    scene.arrive(0, 100).arrive(1, 600).at(2.0).finish(1, 600);
+    scene.arrive(2, 500).arrive(3, 500).arrive(1, 650);
+    let last = scene.out.as_slice().iter().rev().take(3);
+    let last: Vec<_> = last.copied().collect();
+    assert_eq!(
+        last,
+        [
+            Decision::Admit {
+                request: RequestId(1),
+                backend: B
+            },
+            Decision::Reject {
+                request: RequestId(3),
+                reason: RejectReason::QueueFull
+            },
+            Decision::Hold {
+                request: RequestId(2),
+                reason: HoldReason::NoRoom
+            },
+        ]
+    );
+}
+
+#[test]
+fn a_program_past_the_bound_passes_unscheduled() {
+    let mut scene = Scene::with(Config {
+        max_programs: 2,
+        ..Config::default()
+    });
+    scene.arrive(0, 900).arrive(1, 900).arrive(2, 900);
+    assert_eq!(scene.admitted(), [0, 2]);
+    assert_eq!(scene.policy.counts.untracked, 1);
+}
+
+#[test]
+fn programs_spread_by_room_and_return_home() {
+    let other = BackendId(1);
+    let mut scene = Scene::new();
+    scene.up(other);
+    scene.arrive(1, 700).arrive(2, 200).finish(2, 200);
+    scene.at(1.0).arrive(3, 300).arrive(2, 250);
+    let backends: Vec<_> = scene.out.drain().collect();
+    let on = |request, backend| Decision::Admit {
+        request: RequestId(request),
+        backend,
+    };
+    assert_eq!(
+        backends,
+        [on(1, B), on(2, other), on(3, other), on(2, other)]
+    );
+}
+
+#[test]
+fn equal_room_goes_to_the_lowest_id_and_a_return_finds_its_pin() {
+    let other = BackendId(1);
+    let mut scene = Scene::new();
+    scene.up(other);
+    scene.arrive(1, 500).arrive(2, 500).at(1.0).finish(2, 500);
+    scene
+        .at(1.2)
+        .arrive(4, 500)
+        .at(1.5)
+        .arrive(2, 900)
+        .arrive(5, 400);
+    let backends: Vec<_> = scene.out.drain().collect();
+    let on = |request, backend| Decision::Admit {
+        request: RequestId(request),
+        backend,
+    };
+    let last = Decision::Hold {
+        request: RequestId(5),
+        reason: HoldReason::NoRoom,
+    };
+    assert_eq!(
+        backends,
+        [on(1, B), on(2, other), on(4, B), on(2, other), last]
+    );
+}
+
+#[test]
+fn without_a_known_capacity_everything_fits() {
+    let mut scene = Scene::new();
+    let unknown = BackendId(1);
+    scene.tell(&Event::BackendDown { backend: B });
+    scene.tell(&Event::BackendUp {
+        backend: unknown,
+        kv_capacity: None,
+    });
+    scene.arrive(1, 1_000_000).arrive(2, 1_000_000);
+    assert_eq!(scene.admitted(), [1, 2]);
+}
+
+#[test]
+fn what_waits_for_a_lost_backend_moves_or_is_refused_at_its_bound() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 900).arrive(2, 900);
+    assert_eq!(scene.admitted(), [1]);
+    scene.tell(&Event::BackendDown { backend: B });
+    scene.at(1.0).up(BackendId(1));
+    assert_eq!(scene.admitted(), [2]);
+
+    let mut scene = Scene::new();
+    scene.arrive(1, 900).arrive(2, 900);
+    scene.tell(&Event::BackendDown { backend: B });
+    scene.at(601.0);
+    let last = scene.out.as_slice().last().copied();
+    let refused = Decision::Reject {
+        request: RequestId(2),
+        reason: RejectReason::NoBackend,
+    };
+    assert_eq!(last, Some(refused));
+}
+
+#[test]
+fn a_request_without_a_program_is_never_held() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 900).arrive_as(2, None, 900);
+    assert_eq!(scene.admitted(), [1, 2]);
+}

@@ -10,7 +10,7 @@
 //! Worse when usage is sampled rarely (it reacts to the last sample), when young programs keep arriving (a
 //! first request is never held), and when long tool gaps leave paused programs' caches to be evicted anyway.
 //!
-//! Here: requests and routing. [`pressure`]: the periodic pause, resume and transfer. [`programs`]: the table.
+//! Here: requests and routing. `pressure`: the periodic pause, resume and transfer. `programs`: the table.
 
 mod config;
 mod pressure;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ThunderReact;
 use super::programs::Program;
-use crate::policy::{BackendId, Decisions, ProgramId, Time, Tokens, settings};
+use crate::policy::{BackendId, Decisions, ProgramId, Ratio, Time, Tokens, settings};
 
 /// When each kind of act last happened on one backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,7 +157,7 @@ impl ThunderReact {
         let sample = self.roster.get_up(backend).and_then(|b| b.sample);
         sample
             .and_then(|sample| sample.kv_usage)
-            .map_or(0.0, |usage| usage.get())
+            .map_or(0.0, Ratio::get)
     }
 
     /// A fraction of the backend's KV budget, in tokens; a negative fraction is none.

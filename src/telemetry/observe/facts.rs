@@ -230,7 +230,10 @@ impl Collector {
                     self.finished(finish);
                 }
             }
-            [Key::Type] => self.facts.done |= is_last_type(text),
+            [Key::Type] => {
+                self.facts.done |= is_last_type(text);
+                self.facts.error |= text == b"error";
+            }
             [Key::Error] => self.facts.error = true,
             [Key::Object] => self.facts.error |= text == b"error",
             _ => self.on_name(path, text),

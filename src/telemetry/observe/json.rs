@@ -241,7 +241,6 @@ impl Walker {
     }
 
     fn close(&mut self, sink: &mut impl FnMut(&[Key], Event<'_>)) {
-        self.key_next = false;
         if self.deeper > 0 {
             self.deeper -= 1;
             return;

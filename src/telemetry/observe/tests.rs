@@ -73,18 +73,18 @@ fn facts_of_body(body: &[u8]) -> ResponseFacts {
     observer.facts().clone()
 }
 
-fn usage(prompt: u64, cached: Option<u64>, output: u64) -> Option<Usage> {
-    Some(Usage {
+fn usage(prompt: u64, cached: impl Into<Option<u64>>, output: u64) -> Usage {
+    Usage {
         prompt: Tokens(prompt),
-        cached: cached.map(Tokens),
+        cached: cached.into().map(Tokens),
         output: Tokens(output),
-    })
+    }
 }
 
 /// A served response: content, an end, no error.
-fn served(usage: Option<Usage>, finish: Finish, tool: Option<&str>) -> ResponseFacts {
+fn served(usage: impl Into<Option<Usage>>, finish: Finish, tool: Option<&str>) -> ResponseFacts {
     ResponseFacts {
-        usage,
+        usage: usage.into(),
         finish: Some(finish),
         tool: tool.map(str::to_owned),
         content_seen: true,
@@ -99,7 +99,7 @@ fn a_chat_stream_tells_its_finish_and_its_usage_when_asked() {
         facts_of(golden!("chat-stream")),
         served(None, Finish::Stop, None)
     );
-    let with_usage = served(usage(15, Some(0), 3), Finish::Stop, None);
+    let with_usage = served(usage(15, 0, 3), Finish::Stop, None);
     assert_eq!(facts_of(golden!("chat-stream-usage")), with_usage);
     assert_eq!(
         facts_of(golden!("chat-stream-continuous-usage")),
@@ -118,26 +118,18 @@ fn the_rust_front_end_leaves_null_fields_out_and_is_understood() {
 
 #[test]
 fn completions_and_several_choices_end_at_their_length() {
-    let completions = served(usage(2, Some(0), 4), Finish::Length, None);
+    let completions = served(usage(2, 0, 4), Finish::Length, None);
     assert_eq!(facts_of(golden!("completions-stream")), completions);
-    let two_choices = served(usage(15, Some(0), 6), Finish::Length, None);
+    let two_choices = served(usage(15, 0, 6), Finish::Length, None);
     assert_eq!(facts_of(golden!("chat-n2-stream")), two_choices);
 }
 
 #[test]
 fn a_streamed_call_tells_its_tool_and_two_calls_are_multi_tool() {
-    let one = served(
-        usage(245, Some(224), 57),
-        Finish::ToolCalls,
-        Some("get_weather"),
-    );
+    let one = served(usage(245, 224, 57), Finish::ToolCalls, Some("get_weather"));
     assert_eq!(facts_of(golden!("tool-auto-forced-stream")), one);
     // Two calls of one tool: told apart by their index, not their name.
-    let two = served(
-        usage(245, Some(224), 76),
-        Finish::ToolCalls,
-        Some(MULTI_TOOL),
-    );
+    let two = served(usage(245, 224, 76), Finish::ToolCalls, Some(MULTI_TOOL));
     assert_eq!(facts_of(golden!("tool-required-stream")), two);
 }
 
@@ -146,7 +138,7 @@ fn a_named_call_ends_in_stop_and_still_counts_as_a_tool_call() {
     let facts = facts_of(golden!("tool-named-stream"));
     assert_eq!(
         facts,
-        served(usage(245, Some(224), 40), Finish::Stop, Some("get_weather"))
+        served(usage(245, 224, 40), Finish::Stop, Some("get_weather"))
     );
     assert_eq!(facts.outcome(), Outcome::ToolCalls);
     assert_eq!(facts_of_body(golden!("tool-named")), facts);
@@ -154,7 +146,7 @@ fn a_named_call_ends_in_stop_and_still_counts_as_a_tool_call() {
 
 #[test]
 fn anthropics_usage_is_merged_over_its_frames() {
-    let expected = served(usage(11, Some(0), 4), Finish::Length, None);
+    let expected = served(usage(11, 0, 4), Finish::Length, None);
     assert_eq!(facts_of(golden!("messages-anthropic-stream")), expected);
     assert_eq!(facts_of_body(golden!("messages-anthropic")), expected);
 }
@@ -167,23 +159,19 @@ fn anthropics_prompt_includes_what_the_cache_served() {
     );
     assert_eq!(
         facts,
-        served(usage(100, Some(96), 7), Finish::ToolCalls, Some("grep"))
+        served(usage(100, 96, 7), Finish::ToolCalls, Some("grep"))
     );
 }
 
 #[test]
 fn whole_bodies_tell_the_same_as_streams() {
-    let chat = served(usage(15, Some(0), 3), Finish::Stop, None);
+    let chat = served(usage(15, 0, 3), Finish::Stop, None);
     assert_eq!(facts_of_body(golden!("chat")), chat);
-    let completions = served(usage(2, Some(0), 8), Finish::Length, None);
+    let completions = served(usage(2, 0, 8), Finish::Length, None);
     assert_eq!(facts_of_body(golden!("completions")), completions);
-    let responses = served(usage(11, Some(0), 4), Finish::Length, None);
+    let responses = served(usage(11, 0, 4), Finish::Length, None);
     assert_eq!(facts_of_body(golden!("responses")), responses);
-    let two_calls = served(
-        usage(245, Some(224), 76),
-        Finish::ToolCalls,
-        Some(MULTI_TOOL),
-    );
+    let two_calls = served(usage(245, 224, 76), Finish::ToolCalls, Some(MULTI_TOOL));
     assert_eq!(facts_of_body(golden!("tool-required")), two_calls);
 }
 
@@ -198,10 +186,7 @@ fn a_streamed_responses_call_is_one_call_however_often_it_is_told() {
           data: {\"type\":\"response.completed\",\"response\":{\"status\":\"completed\",\"usage\":{\
           \"input_tokens\":9,\"input_tokens_details\":{\"cached_tokens\":8},\"output_tokens\":5}}}\n\n",
     );
-    assert_eq!(
-        facts,
-        served(usage(9, Some(8), 5), Finish::Stop, Some("ls"))
-    );
+    assert_eq!(facts, served(usage(9, 8, 5), Finish::Stop, Some("ls")));
     assert_eq!(facts.outcome(), Outcome::ToolCalls);
 }
 
@@ -211,6 +196,11 @@ fn an_error_inside_a_good_status_is_a_failure() {
     assert!(stream.error && stream.done && !stream.content_seen);
     assert_eq!(stream.outcome(), Outcome::Failed);
     assert!(facts_of_body(golden!("err-context-prompt")).error);
+    let after_content = facts_of(
+        b"data: {\"type\":\"response.output_text.delta\",\"delta\":\"a\"}\n\n\
+          data: {\"type\":\"error\",\"code\":\"server_error\",\"message\":\"m\"}\n\n",
+    );
+    assert!(after_content.content_seen && after_content.error);
 }
 
 #[test]
@@ -295,7 +285,7 @@ fn a_usage_frame_is_known_whatever_its_white_space_and_line_ends() {
             .as_slice()],
     );
     assert_eq!(hidden.passed, b": keep-alive\r\n\r\ndata: [DONE]\r\n\r\n");
-    assert_eq!(hidden.facts.usage, usage(7, None, 2));
+    assert_eq!(hidden.facts.usage, Some(usage(7, None, 2)));
 }
 
 #[test]
@@ -329,7 +319,7 @@ fn a_chunk_of_whole_frames_is_forwarded_in_one_piece_without_a_copy() {
 fn nothing_is_held_back_when_nothing_is_hidden() {
     let mut forwarded = Vec::new();
     StreamObserver::new(false).push(Bytes::from_static(b"data: {\"ch"), &mut |bytes| {
-        forwarded.push(bytes)
+        forwarded.push(bytes);
     });
     assert_eq!(forwarded, [b"data: {\"ch".as_slice()]);
 }
@@ -383,7 +373,7 @@ fn facts_after_nesting_without_end_are_still_found() {
         "{{\"x\":{deep}1{shut},\"usage\":{{\"prompt_tokens\":3,\"completion_tokens\":4}}}}"
     );
     let facts = facts_of_body(body.as_bytes());
-    assert_eq!(facts.usage, usage(3, None, 4));
+    assert_eq!(facts.usage, Some(usage(3, None, 4)));
     assert!(facts.done);
 }
 
@@ -422,7 +412,83 @@ fn single_bytes_tell_the_same_as_the_whole() {
     }
 }
 
+/// Frames of every kind, without their blank line, and whether they are to be hidden.
+const KINDS: [(&str, bool); 18] = [
+    (
+        r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"index":0,"delta":{"content":"b"}}],"usage":null}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices": [{"delta": {}, "finish_reason": "length"}]}"#,
+        false,
+    ),
+    (
+        r#"data:{"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":2}}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":""},"index":0}]}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"name":"f"}}]}}]}"#,
+        false,
+    ),
+    (r#"data: {"error":{"message":"m","code":500}}"#, false),
+    (r#"data: {"error":null,"choices":[]}"#, false),
+    (": keep-alive", false),
+    ("event: message_stop", false),
+    (
+        r#"data: {"type":"message_delta","delta":{"stop_reason":"max_tokens"},"usage":{"input_tokens":1,"output_tokens":5}}"#,
+        false,
+    ),
+    (r#"data: {"type" : "message_stop"}"#, false),
+    ("data: [DONE]", false),
+    (
+        r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#,
+        false,
+    ),
+    (r#"data: {"response":{"status":"cancelled"}}"#, false),
+    (
+        r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#,
+        true,
+    ),
+    (
+        r#"data: { "usage" : { "completion_tokens" : 6, "prompt_tokens" : 5 }, "choices" : [ ] }"#,
+        true,
+    ),
+];
+
 proptest! {
+    /// Byte by byte no frame is seen whole: this holds skipping ordinary frames against reading every one.
+    #[test]
+    fn any_frames_lose_only_the_usage_frames_and_tell_the_same_in_any_split(
+        frames in proptest::collection::vec((0..KINDS.len(), proptest::sample::select(&["\n", "\r\n", "\r"][..])), 0..12),
+        cuts in proptest::collection::vec(any::<usize>(), 0..20),
+    ) {
+        let (mut stream, mut kept) = (String::new(), String::new());
+        for (kind, line_end) in frames {
+            let (frame, hidden) = KINDS[kind];
+            let frame = format!("{frame}{line_end}{line_end}");
+            stream += &frame;
+            kept += if hidden { "" } else { &frame };
+        }
+        let hidden = watch(true, pieces(stream.as_bytes(), &cuts));
+        prop_assert_eq!(String::from_utf8_lossy(&hidden.passed), kept);
+        let bytewise = watch(false, stream.as_bytes().chunks(1));
+        prop_assert_eq!(bytewise.passed, stream.as_bytes());
+        prop_assert_eq!(&hidden.facts, &bytewise.facts);
+        prop_assert_eq!(&facts_of(stream.as_bytes()), &bytewise.facts);
+    }
+
     #[test]
     fn any_split_of_a_stream_gives_the_same_facts_and_bytes(
         stream in 0_usize..11,

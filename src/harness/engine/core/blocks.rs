@@ -38,7 +38,9 @@ struct Link {
 /// All blocks of one engine.
 #[derive(Debug)]
 pub struct BlockPool {
-    /// One link per block; the extra last one is the queue's fixed end, joining front and back to a ring.
+    /// Position in `links` of the queue's fixed end, which joins front and back to a ring.
+    end: u32,
+    /// One link per block, and one for the end.
     links: Vec<Link>,
     refs: Vec<u32>,
     hashes: Vec<Option<BlockHash>>,
@@ -52,6 +54,7 @@ impl BlockPool {
         let end = blocks.max(2);
         let size = end as usize;
         let mut pool = Self {
+            end,
             links: vec![Link::default(); size + 1],
             refs: vec![0; size],
             hashes: vec![None; size],
@@ -119,7 +122,7 @@ impl BlockPool {
     /// The caller has checked [`Self::free_blocks`]; fewer blocks come out of a queue that is shorter.
     pub fn allocate(&mut self, count: usize, out: &mut Vec<BlockId>) {
         for _ in 0..count.min(self.free) {
-            let block = BlockId(self.links[self.end()].next);
+            let block = BlockId(self.front());
             self.unlink(block);
             self.evict(block);
             self.refs[block.index()] = 1;
@@ -149,7 +152,7 @@ impl BlockPool {
     /// Blocks that nobody holds any more join the free queue: with a hash at the back, without at the front,
     /// each group in that same order.
     pub fn free(&mut self, blocks: &[BlockId]) {
-        let mut front = self.links[self.end()].next;
+        let mut front = self.front();
         for &block in blocks.iter().rev() {
             let refs = &mut self.refs[block.index()];
             debug_assert!(*refs > 0, "freed a block that nobody holds");
@@ -158,9 +161,9 @@ impl BlockPool {
                 continue;
             }
             if self.hashes[block.index()].is_some() {
-                self.insert_before(self.links.len() as u32 - 1, block);
+                self.insert_before(self.end, block);
                 // The old front was the end of an empty queue: the first hashed block is the front now.
-                if front as usize == self.end() {
+                if front == self.end {
                     front = block.0;
                 }
             } else {
@@ -169,8 +172,9 @@ impl BlockPool {
         }
     }
 
-    const fn end(&self) -> usize {
-        self.links.len() - 1
+    /// The block that is handed out next, or the end.
+    fn front(&self) -> u32 {
+        self.links[self.end as usize].next
     }
 
     fn insert_before(&mut self, next: u32, block: BlockId) {
@@ -208,9 +212,8 @@ impl BlockPool {
     /// The free queue, front to back.
     #[cfg(test)]
     fn free_queue(&self) -> Vec<u32> {
-        let end = self.end() as u32;
-        let next = |at: u32| Some(self.links[at as usize].next).filter(|next| *next != end);
-        std::iter::successors(next(end), |at| next(*at)).collect()
+        let next = |at: u32| Some(self.links[at as usize].next).filter(|next| *next != self.end);
+        std::iter::successors(next(self.end), |at| next(*at)).collect()
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-/// The constants of one model on one device. Seconds throughout.
+/// The constants of one model on one device.
+#[expect(clippy::struct_field_names, reason = "the unit is part of the name")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CostModel {
     /// `o`: fixed cost of an iteration (scheduling, launch, sampling).

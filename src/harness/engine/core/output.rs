@@ -59,8 +59,8 @@ const ALPHABET: &[u8; 64] = b"etaoinshrdlu cmfwypvbgkjqxz etaoinshrdluETAOINSHRD
 /// Filler token `index` of `seed`: four printable ASCII characters, read as a little-endian number.
 pub fn filler(seed: u64, index: u64) -> TokenId {
     let mixed = mix(seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let character = |shift: u32| ALPHABET[(mixed >> shift) as usize & 63];
-    TokenId::from_le_bytes([character(0), character(6), character(12), character(18)])
+    let bytes = mixed.to_le_bytes();
+    TokenId::from_le_bytes([0, 1, 2, 3].map(|at| ALPHABET[usize::from(bytes[at] & 63)]))
 }
 
 /// A bijection of 64-bit numbers that spreads every input bit over the whole output.

@@ -208,7 +208,7 @@ impl Scheduler {
             self.blocked = None;
             sequence.blocks.extend_from_slice(&self.hits);
             sequence.registered = self.hits.len();
-            sequence.computed = self.hits.len() as u32 * self.config.block_size;
+            sequence.computed = self.found();
             let chunk = sequence.remaining().min(budget);
             sequence.scheduled = chunk;
             budget -= chunk;
@@ -216,6 +216,11 @@ impl Scheduler {
             let fits = self.grow(self.running.len() - 1, chunk);
             debug_assert!(fits, "the whole sequence was found to fit");
         }
+    }
+
+    /// Tokens in the blocks of the last lookup.
+    fn found(&self) -> u32 {
+        u32::try_from(self.hits.len()).unwrap_or(u32::MAX) * self.config.block_size
     }
 
     /// The front of the queue if it fits, with its cached prefix in `hits`.
@@ -234,7 +239,7 @@ impl Scheduler {
         let whole = front.tokens().div_ceil(self.config.block_size) as usize;
         let needed = whole - self.hits.len() + self.pool.unheld(&self.hits);
         let fits = needed <= self.pool.free_blocks();
-        let found = self.hits.len() as u32 * self.config.block_size;
+        let found = self.found();
         if front.preemptions == 0 && (fits || every_attempt) {
             self.stats.prefix_queries += u64::from(front.tokens());
             self.stats.prefix_hits += u64::from(found);

@@ -1,0 +1,52 @@
+//! The command line: types and help texts, no logic.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeOptions;
+use crate::harness::engine::EngineArgs;
+use crate::harness::quickstart::QuickstartArgs;
+use crate::harness::replay::ReplayArgs;
+use crate::harness::traces::TraceArgs;
+
+/// A reverse proxy in front of vLLM that decides when each step of an agent runs.
+///
+/// Start here: `kvgate quickstart` compares the policies on an embedded engine, without a GPU, in three minutes.
+/// In front of a vLLM of yours: `kvgate serve --backend http://127.0.0.1:8000`, and point clients at port 1900.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands, each with its own options.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compare the policies on an embedded engine: engine, gate and replay in one go, no GPU needed.
+    Quickstart(QuickstartArgs),
+    /// Run the gate in front of vLLM servers.
+    Serve(ServeArgs),
+    /// Print the effective configuration of `serve` as a TOML file, and check it.
+    Config(ServeArgs),
+    /// Run a model of vLLM's engine behind the same HTTP API, without a GPU.
+    Engine(EngineArgs),
+    /// Play agent programs through a gate, or straight at a vLLM, and write a run directory.
+    Replay(ReplayArgs),
+    /// Make one of the built-in traces from recorded data.
+    Trace(TraceArgs),
+}
+
+/// Options of `kvgate serve` and `kvgate config`.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// TOML file with any of the options below as keys, and a table for each policy
+    #[arg(long, env = "KVGATE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The options.
+    #[command(flatten)]
+    pub options: ServeOptions,
+}

@@ -1,0 +1,375 @@
+//! Whatever goes wrong, the client gets an error it can read, nobody hangs, and nothing leaks.
+
+use std::time::Duration;
+
+use kvgate::policy::Outcome;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::support::gate::{config_for, config_without_probes, set_max_body, set_stall_timeout};
+use crate::support::valve::Limits;
+use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve};
+
+/// Asserts an error in OpenAI's shape: a message that says something, a type, a param, a code.
+async fn openai_error(reply: Reply, status: u16) -> Value {
+    assert_eq!(reply.status.as_u16(), status);
+    assert!(reply.header("content-type").starts_with("application/json"));
+    let body = reply.json().await;
+    assert_error_shape(&body);
+    body["error"].clone()
+}
+
+fn assert_error_shape(body: &Value) {
+    let error = body["error"]
+        .as_object()
+        .unwrap_or_else(|| panic!("{body}"));
+    let keys: Vec<_> = error.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["code", "message", "param", "type"], "{body}");
+    assert!(error["message"].as_str().unwrap().len() > 10, "{body}");
+    assert!(error["type"].is_string(), "{body}");
+    assert!(
+        error["param"].is_string() || error["param"].is_null(),
+        "{body}"
+    );
+    assert!(!error["code"].is_null(), "{body}");
+}
+
+/// A URL where nobody listens.
+async fn refusing_url() -> String {
+    Stub::start().await.refuse().await
+}
+
+#[tokio::test]
+async fn bad_json_is_refused_without_asking_the_backend() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    for body in [
+        r#"{"model":"tiny","messages":["#,
+        "",
+        "{'a':1}",
+        "{\"model\":\"tiny\"} x",
+    ] {
+        openai_error(gate.post("/v1/chat/completions", body).send().await, 400).await;
+    }
+    stub.assert_idle();
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn json_that_is_not_an_object_is_refused_without_asking_the_backend() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    for body in ["[1,2]", "\"text\"", "17", "null"] {
+        openai_error(gate.post("/v1/chat/completions", body).send().await, 400).await;
+    }
+    stub.assert_idle();
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_missing_model_is_refused_without_asking_the_backend() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    for body in [r#"{"messages":[]}"#, r#"{"model":null}"#, r#"{"model":""}"#] {
+        let reply = gate.post("/v1/chat/completions", body).send().await;
+        let error = openai_error(reply, 400).await;
+        assert_eq!(
+            (&error["code"], &error["param"]),
+            (&"missing_model".into(), &"model".into())
+        );
+    }
+    stub.assert_idle();
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_missing_model_is_the_backends_to_judge_where_the_gate_is_told_so() {
+    // vLLM answers with its default model.
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    config.require_model = false;
+    let gate = Gate::start(config).await.up().await;
+    let body = r#"{"messages":[{"role":"user","content":"x"}],"job_id":"p"}"#;
+    let asking = gate.post("/v1/chat/completions", body).spawn();
+    let call = stub.call().await;
+    assert_eq!(String::from_utf8_lossy(&call.request.body), body);
+    call.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn an_error_of_the_backend_passes_untouched_and_is_a_failed_step() {
+    let mut stub = Stub::start().await;
+    let (policy, valve) = valve(Limits::default());
+    valve.open();
+    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let answer = fixture("err-context-prompt");
+    let asking = gate.chat("p", true).spawn();
+    stub.call().await.answer(&answer).await;
+    let reply = asking.await.unwrap();
+    assert_eq!(reply.status, 400);
+    assert_eq!(reply.bytes().await, answer.body);
+    assert_eq!(valve.finish().await, (Outcome::Failed, None));
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_passes() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    set_max_body(&mut config, 1000);
+    let gate = Gate::start(config).await.up().await;
+    let body_of = |len: usize| {
+        let fill = "x".repeat(len - r#"{"model":""}"#.len());
+        format!(r#"{{"model":"{fill}"}}"#)
+    };
+    openai_error(
+        gate.post("/v1/chat/completions", body_of(1001))
+            .send()
+            .await,
+        413,
+    )
+    .await;
+    stub.assert_idle();
+
+    let asking = gate.post("/v1/chat/completions", body_of(1000)).spawn();
+    stub.call().await.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn without_a_healthy_backend_the_gate_says_so_and_is_not_ready() {
+    let gate = Gate::start(config_for(&[refusing_url().await])).await;
+    for stream in [false, true] {
+        let error = openai_error(gate.chat("p", stream).send().await, 503).await;
+        assert_eq!(error["code"], "no_backend", "{error}");
+    }
+    assert_eq!(gate.get("/health").send().await.status, 503);
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_not_configured_is_refused_by_name() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let ask = gate
+        .get("/version")
+        .header("x-kvgate-backend", "http://nobody:1");
+    let error = openai_error(ask.send().await, 400).await;
+    assert_eq!(error["code"], "unknown_backend");
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("http://nobody:1") && message.contains(&stub.url()),
+        "{message}"
+    );
+
+    let asking = gate
+        .get("/version")
+        .header("x-kvgate-backend", &stub.url())
+        .spawn();
+    let call = stub.call().await;
+    assert_eq!(call.request.header("x-kvgate-backend"), None);
+    call.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_backend_that_begins_to_refuse_gives_an_error() {
+    let stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    stub.refuse().await;
+    for stream in [false, true] {
+        let reply = gate.chat("p", stream).send().await;
+        // 502 while the gate still believes in it, 503 once it has noticed.
+        let status = reply.status.as_u16();
+        assert!(status == 502 || status == 503, "{status}");
+        openai_error(reply, status).await;
+    }
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_never_answers_is_given_up() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    set_stall_timeout(&mut config, Duration::from_millis(50));
+    let gate = Gate::start(config).await.up().await;
+    let asking = gate.chat("p", false).spawn();
+    let stalled = stub.call().await;
+    openai_error(asking.await.unwrap(), 504).await;
+    stalled.closed_by_peer().await;
+    gate.quiet().await;
+    stub.assert_idle();
+}
+
+#[tokio::test]
+async fn a_stream_that_stalls_is_given_up() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    set_stall_timeout(&mut config, Duration::from_millis(50));
+    let gate = Gate::start(config).await.up().await;
+    let asking = gate.chat("p", true).spawn();
+    let answer = fixture("chat-stream-usage");
+    let mut stream = stub.call().await.stream(&answer).await;
+    stream.frame(&answer.frames()[0]).await;
+    let (body, broken) = asking.await.unwrap().until_end_or_break().await;
+    assert_stream_failed(&body, broken);
+    stream.closed_by_peer().await;
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_before_its_first_byte_gives_an_error_and_no_second_try() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let mut died_on_a_new_connection = 0;
+    for stream in [false, true, false, true] {
+        let asking = gate.chat("p", stream).spawn();
+        let call = stub.call().await;
+        // A probe may have left a connection behind: its failure is not the backend's last word.
+        if call.request.reused > 0 {
+            drop(call);
+            drop(stub.call().await);
+        } else {
+            drop(call);
+            died_on_a_new_connection += 1;
+        }
+        let error = openai_error(asking.await.unwrap(), 502).await;
+        assert_eq!(error["code"], "backend_closed", "{error}");
+        stub.assert_idle();
+    }
+    assert!(died_on_a_new_connection > 0);
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_in_mid_stream_is_told_to_the_client() {
+    let mut stub = Stub::start().await;
+    let (policy, valve) = valve(Limits::default());
+    valve.open();
+    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let asking = gate.chat("p", true).spawn();
+    let answer = fixture("chat-stream-usage");
+    let mut stream = stub.call().await.stream(&answer).await;
+    let mut reply = asking.await.unwrap();
+    let frame = &answer.frames()[0];
+    stream.frame(frame).await;
+    reply.expect(frame).await;
+
+    drop(stream);
+    let (rest, broken) = reply.until_end_or_break().await;
+    assert_stream_failed(&rest, broken);
+    assert_eq!(valve.finish().await.0, Outcome::Failed);
+    gate.quiet().await;
+    assert_eq!(gate.programs().await, ["p"]);
+}
+
+/// A stream that failed carries an error frame in OpenAI's shape and never looks complete.
+fn assert_stream_failed(body: &[u8], broken: bool) {
+    let text = String::from_utf8_lossy(body);
+    assert!(!text.contains("[DONE]"), "{text}");
+    let last = text.trim_end().rsplit("data: ").next().unwrap();
+    let error: Value = serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_error_shape(&error);
+    assert!(!broken, "the error frame is delivered, then the body ends");
+}
+
+#[tokio::test]
+async fn an_error_inside_a_stream_is_a_failed_step() {
+    let mut stub = Stub::start().await;
+    let (policy, valve) = valve(Limits::default());
+    valve.open();
+    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let asking = gate.chat("p", true).spawn();
+    let body = "data: {\"error\":{\"message\":\"EngineCore encountered an issue\",\
+        \"type\":\"InternalServerError\",\"param\":null,\"code\":500}}\n\ndata: [DONE]\n\n";
+    let mut stream = stub
+        .call()
+        .await
+        .stream(&fixture("chat-stream-usage"))
+        .await;
+    stream.frame(body.as_bytes()).await;
+    stream.end().await;
+    let bytes = asking.await.unwrap().bytes().await;
+    assert_eq!(String::from_utf8_lossy(&bytes), body);
+    assert_eq!(valve.finish().await.0, Outcome::Failed);
+}
+
+/// Asks until the request travels on a connection that has carried one before; `stream` as in [`Gate::chat`].
+async fn ask_on_a_used_connection(
+    gate: &Gate,
+    stub: &mut Stub,
+    stream: bool,
+) -> (JoinHandle<Reply>, Call) {
+    loop {
+        let asking = gate.chat("p", stream).spawn();
+        let call = stub.call().await;
+        if call.request.reused > 0 {
+            return (asking, call);
+        }
+        call.answer(&fixture("chat")).await;
+        asking.await.unwrap().bytes().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stale_connection_is_retried_once_and_the_client_notices_nothing() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    // The backend closes the idle connection just as the next request is on its way.
+    let (asking, stale) = ask_on_a_used_connection(&gate, &mut stub, false).await;
+    let sent = stale.request.body.clone();
+    drop(stale);
+
+    let retry = stub.call().await;
+    assert_eq!(retry.request.reused, 0);
+    assert_eq!(retry.request.body, sent);
+    retry.answer(&fixture("chat")).await;
+    let reply = asking.await.unwrap();
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.bytes().await, fixture("chat").body);
+    stub.assert_idle();
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_retry_that_fails_too_is_an_error_and_the_last_try() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let (asking, stale) = ask_on_a_used_connection(&gate, &mut stub, false).await;
+    drop(stale);
+    let retry = stub.call().await;
+    assert_eq!(retry.request.reused, 0);
+    drop(retry);
+    openai_error(asking.await.unwrap(), 502).await;
+    stub.assert_idle();
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_has_begun_is_never_retried() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let (asking, call) = ask_on_a_used_connection(&gate, &mut stub, true).await;
+    let stream = call.stream(&fixture("chat-stream-usage")).await;
+    let reply = asking.await.unwrap();
+    drop(stream);
+    let (body, broken) = reply.until_end_or_break().await;
+    assert_stream_failed(&body, broken);
+    stub.assert_idle();
+    gate.quiet().await;
+}

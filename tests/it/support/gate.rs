@@ -1,0 +1,167 @@
+//! A gate on port 0 in front of stubs, and what a story asks of it. The one file that names the gate's settings.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Method;
+use kvgate::policy::Policy;
+use kvgate::proxy::{self, Config, DrainReport};
+use serde_json::Value;
+
+use super::{Ask, Stub, within};
+
+/// A running gate.
+pub(crate) struct Gate {
+    running: proxy::Running,
+}
+
+/// The default configuration on port 0 in front of `stubs`, but for how often it looks at them.
+pub(crate) fn config(stubs: &[&Stub]) -> Config {
+    let urls: Vec<_> = stubs.iter().map(|stub| stub.url()).collect();
+    config_for(&urls)
+}
+
+/// As [`config`], but the gate looks at its backends only when it starts: every further connection is a request's.
+pub(crate) fn config_without_probes(stubs: &[&Stub]) -> Config {
+    Config {
+        scrape_interval: Duration::from_secs(3600),
+        ..config(stubs)
+    }
+}
+
+/// As [`config`], by URL.
+pub(crate) fn config_for(urls: &[String]) -> Config {
+    Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        backends: urls.iter().map(|url| url.parse().unwrap()).collect(),
+        scrape_interval: Duration::from_millis(20),
+        drain_settle: Duration::ZERO,
+        ..Config::default()
+    }
+}
+
+impl Gate {
+    /// In front of one stub, with the default policy.
+    pub(crate) async fn before(stub: &Stub) -> Self {
+        Self::start(config(&[stub])).await.up().await
+    }
+
+    pub(crate) async fn start(config: Config) -> Self {
+        let running = within(proxy::start(config)).await.unwrap();
+        Self { running }
+    }
+
+    pub(crate) async fn start_with(config: Config, policy: Box<dyn Policy>) -> Self {
+        let running = within(proxy::start_with(config, policy)).await.unwrap();
+        Self { running }
+    }
+
+    /// Returns when the gate is ready.
+    pub(crate) async fn up(self) -> Self {
+        within(async { while self.get("/health").send().await.status != 200 {} }).await;
+        self
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.running.addr()
+    }
+
+    pub(crate) fn get(&self, target: &str) -> Ask {
+        Ask::new(self.addr(), Method::GET, target)
+    }
+
+    pub(crate) fn post(&self, target: &str, body: impl Into<bytes::Bytes>) -> Ask {
+        Ask::new(self.addr(), Method::POST, target)
+            .header("content-type", "application/json")
+            .body(body)
+    }
+
+    /// A chat step of `program`.
+    pub(crate) fn chat(&self, program: &str, stream: bool) -> Ask {
+        let body = format!(
+            r#"{{"model":"tiny","messages":[{{"role":"user","content":"hello world"}}],"stream":{stream},"job_id":"{program}"}}"#
+        );
+        self.post("/v1/chat/completions", body)
+    }
+
+    pub(crate) async fn json(&self, target: &str) -> Value {
+        self.get(target).send().await.json().await
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        let bytes = self.get("/metrics").send().await.bytes().await;
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Names of the programs the gate knows, in order.
+    pub(crate) async fn programs(&self) -> Vec<String> {
+        let programs = self.json("/programs").await;
+        programs.as_object().unwrap().keys().cloned().collect()
+    }
+
+    /// Returns when `ready` holds of `target`'s JSON; asks again until it does.
+    pub(crate) async fn until(&self, target: &str, ready: impl Fn(&Value) -> bool) {
+        within(async { while !ready(&self.json(target).await) {} }).await;
+    }
+
+    /// Returns when nothing is held and nothing in flight: every gauge of requests is back at zero.
+    pub(crate) async fn quiet(&self) {
+        let idle = |backends: &Value| {
+            let mut each = backends.as_object().unwrap().values();
+            each.all(|b| b["inflight"] == 0)
+        };
+        self.until("/backends", idle).await;
+        let free = |programs: &Value| {
+            let mut each = programs.as_object().unwrap().values();
+            each.all(|p| p["inflight"] == false)
+        };
+        self.until("/programs", free).await;
+        within(async {
+            loop {
+                let text = self.metrics().await;
+                if request_gauges(&text).all(|(_, value)| value == "0") {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Drains, however long the settings allow.
+    pub(crate) async fn drain(self) -> DrainReport {
+        self.running.drain().await
+    }
+}
+
+/// The gate's gauges that count requests, with their values.
+pub(crate) fn request_gauges(metrics: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+    lines.filter(|(series, _)| {
+        let name = series.split('{').next().unwrap();
+        matches!(name, HELD_GAUGE | IN_FLIGHT_GAUGE)
+    })
+}
+
+pub(crate) const HELD_GAUGE: &str = "kvgate_held_requests";
+pub(crate) const IN_FLIGHT_GAUGE: &str = "kvgate_in_flight";
+
+/// Sets the largest body accepted, in bytes.
+pub(crate) fn set_max_body(config: &mut Config, bytes: usize) {
+    config.max_body = bytes;
+}
+
+/// Sets how long a drain may take.
+pub(crate) fn set_drain_timeout(config: &mut Config, timeout: Duration) {
+    config.drain_timeout = timeout;
+}
+
+/// Sets how long the gate serves on after it said that it is not ready.
+pub(crate) fn set_drain_settle(config: &mut Config, settle: Duration) {
+    config.drain_settle = settle;
+}
+
+/// Sets how long a backend may take to its first byte, and between two.
+pub(crate) fn set_stall_timeout(config: &mut Config, timeout: Duration) {
+    config.first_byte_timeout = timeout;
+    config.idle_timeout = timeout;
+}

@@ -1,0 +1,674 @@
+//! Every policy of the registry obeys its laws on random legal event sequences; the ledger equals a naive twin;
+//! and the wrapper that asserts the laws catches planted faults.
+//!
+//! A failing case is printed and its seed kept in `proptest-regressions/policy_laws.txt`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the helpers of a test may fail as loudly as the test"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use kvgate::policy::ledger::{Footprint, Ledger, Sums};
+use kvgate::policy::{
+    Arrival, BackendId, BackendSample, Checked, Config, Decision, Decisions, Event, GapKind,
+    HoldReason, Outcome, Policy, PolicySnapshot, ProgramId, Ratio, RequestId, SharedPrefix, Time,
+    Tokens, ToolId, Usage, Wakeup, continuum, thunderreact,
+};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+const BACKENDS: u16 = 3;
+const PROGRAMS: u32 = 7;
+
+/// One random move. Numbers that pick something are taken modulo what there is to pick from.
+#[derive(Clone, Copy, Debug)]
+enum Move {
+    Arrive {
+        program: Option<u32>,
+        prompt: u64,
+        shared: Option<u64>,
+        last_step: bool,
+    },
+    FirstToken(usize),
+    Finish {
+        pick: usize,
+        outcome: Outcome,
+        output: Option<u64>,
+        gap: GapKind,
+    },
+    Release(u32),
+    Sample {
+        backend: u16,
+        usage: Option<f64>,
+        running: u32,
+        waiting: u32,
+    },
+    /// Full samples and ticks until a policy that looks at usage has acted several times.
+    Squeeze(u16),
+    Up(u16, Option<u64>),
+    Down(u16),
+    /// Time passes; a wakeup that falls due is missed until the next `Tick`.
+    Wait(u64),
+    /// A tick at the wakeup, or now if that is past.
+    Tick,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let outcome = prop_oneof![
+        4 => Just(Outcome::Stop),
+        4 => Just(Outcome::ToolCalls),
+        1 => Just(Outcome::Length),
+        1 => Just(Outcome::Cancelled),
+        1 => Just(Outcome::Failed),
+    ];
+    let gap = prop_oneof![
+        Just(GapKind::UserTurn),
+        (0_u16..3).prop_map(|tool| GapKind::Tool(ToolId(tool)))
+    ];
+    let arrive = (
+        prop::option::weighted(0.95, 0..PROGRAMS),
+        1_u64..900,
+        prop::option::of(0_u64..2),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(program, prompt, shared, last_step)| Move::Arrive {
+            program,
+            prompt,
+            shared,
+            last_step,
+        });
+    let finish = (
+        any::<usize>(),
+        outcome,
+        prop::option::weighted(0.9, 0_u64..300),
+        gap,
+    )
+        .prop_map(|(pick, outcome, output, gap)| Move::Finish {
+            pick,
+            outcome,
+            output,
+            gap,
+        });
+    let sample = (
+        0..BACKENDS,
+        prop::option::weighted(0.9, prop_oneof![1 => 0.0..1.0, 2 => 0.95..1.0]),
+        0_u32..9,
+        0_u32..9,
+    )
+        .prop_map(|(backend, usage, running, waiting)| Move::Sample {
+            backend,
+            usage,
+            running,
+            waiting,
+        });
+    let one = prop_oneof![
+        10 => arrive,
+        8 => finish,
+        4 => sample,
+        2 => (0..BACKENDS).prop_map(Move::Squeeze),
+        1 => any::<usize>().prop_map(Move::FirstToken),
+        1 => (0..PROGRAMS).prop_map(Move::Release),
+        2 => (0..BACKENDS, prop::option::weighted(0.8, 500_u64..3000)).prop_map(|(b, c)| Move::Up(b, c)),
+        1 => (0..BACKENDS).prop_map(Move::Down),
+        4 => prop_oneof![0_u64..5, 0_u64..4000, 0_u64..30_000].prop_map(Move::Wait),
+        6 => Just(Move::Tick),
+    ];
+    let moves = prop::collection::vec(one, 1..160);
+    // Most cases begin with a backend, or nearly all arrivals would be refused.
+    (prop::option::weighted(0.9, 500_u64..3000), moves).prop_map(|(capacity, mut moves)| {
+        if capacity.is_some() {
+            moves.insert(0, Move::Up(0, capacity));
+        }
+        moves
+    })
+}
+
+/// A request that the world has not seen the end of.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    program: Option<ProgramId>,
+    prompt: Tokens,
+    running: bool,
+    last_step: bool,
+}
+
+/// The rest of the gate, as far as a policy can see it: makes random moves legal.
+struct World {
+    policy: Checked,
+    now: Time,
+    live: BTreeMap<u32, Live>,
+    out: Decisions,
+    journal: String,
+}
+
+impl World {
+    fn new(config: &Config) -> Self {
+        Self {
+            policy: Checked::new(config.build_unchecked()),
+            now: Time::ZERO,
+            live: BTreeMap::new(),
+            out: Decisions::new(),
+            journal: String::new(),
+        }
+    }
+
+    fn tell(&mut self, event: &Event) {
+        self.policy.handle(self.now, event, &mut self.out);
+        let decisions = self.out.as_slice();
+        writeln!(self.journal, "{:?} {event:?} {decisions:?}", self.now).unwrap();
+        for decision in self.out.drain() {
+            let request = decision.request().0;
+            match decision {
+                Decision::Admit { .. } => self.live.get_mut(&request).unwrap().running = true,
+                Decision::Hold { .. } => {}
+                Decision::Reject { .. } => {
+                    self.live.remove(&request);
+                }
+            }
+        }
+        let snapshot = self.policy.snapshot();
+        assert_eq!(
+            snapshot.held as usize,
+            self.live.values().filter(|l| !l.running).count()
+        );
+    }
+
+    fn arrive(&mut self, program: Option<u32>, prompt: u64, shared: Option<u64>, last_step: bool) {
+        let id = (0..=u32::MAX)
+            .find(|id| !self.live.contains_key(id))
+            .unwrap();
+        let program = program.map(ProgramId);
+        let live = Live {
+            program,
+            prompt: Tokens(prompt),
+            running: false,
+            last_step,
+        };
+        self.live.insert(id, live);
+        let shared = shared.map(|fingerprint| SharedPrefix {
+            fingerprint,
+            tokens: Tokens(prompt / 2),
+        });
+        self.tell(&Event::Arrive(Arrival {
+            request: RequestId(id),
+            program,
+            prompt: Tokens(prompt),
+            shared,
+            last_step,
+        }));
+    }
+
+    fn finish(&mut self, id: u32, outcome: Outcome, output: Option<u64>, gap: GapKind) {
+        let live = self.live.remove(&id).unwrap();
+        let outcome = if live.running {
+            outcome
+        } else {
+            Outcome::Cancelled
+        };
+        let usage = output.filter(|_| live.running).map(|output| Usage {
+            prompt: live.prompt,
+            cached: None,
+            output: Tokens(output),
+        });
+        self.tell(&Event::Finish {
+            request: RequestId(id),
+            outcome,
+            usage,
+        });
+        let Some(program) = live.program else { return };
+        let mut rest = self.live.values().filter(|l| l.program == Some(program));
+        if live.running && rest.all(|l| !l.running) {
+            if live.last_step && self.is_quiet(program) {
+                self.tell(&Event::Release { program });
+            } else {
+                self.tell(&Event::ToolGap { program, kind: gap });
+            }
+        }
+    }
+
+    fn is_quiet(&self, program: ProgramId) -> bool {
+        self.live.values().all(|l| l.program != Some(program))
+    }
+
+    fn tick(&mut self) {
+        if let Some(wakeup) = self.policy.next_wakeup() {
+            self.now = self.now.max(wakeup.at);
+            self.tell(&Event::Tick);
+        }
+    }
+
+    fn sample(&mut self, backend: u16, usage: Option<f64>, running: u32, waiting: u32) {
+        self.tell(&Event::Sample(BackendSample {
+            backend: BackendId(backend),
+            kv_usage: usage.and_then(Ratio::new),
+            running,
+            waiting,
+            preemptions: 0,
+            prefix_hits: 0,
+            prefix_queries: 0,
+        }));
+    }
+
+    fn make(&mut self, one: Move) {
+        match one {
+            Move::Arrive {
+                program,
+                prompt,
+                shared,
+                last_step,
+            } => self.arrive(program, prompt, shared, last_step),
+            Move::FirstToken(pick) => {
+                let running: Vec<_> = self.live.iter().filter(|(_, l)| l.running).collect();
+                if let Some((id, _)) = running.get(pick % running.len().max(1)) {
+                    let request = RequestId(**id);
+                    self.tell(&Event::FirstToken { request });
+                }
+            }
+            Move::Finish {
+                pick,
+                outcome,
+                output,
+                gap,
+            } => {
+                let pick = pick % self.live.len().max(1);
+                if let Some(id) = self.live.keys().nth(pick).copied() {
+                    self.finish(id, outcome, output, gap);
+                }
+            }
+            Move::Release(id) => {
+                if self.is_quiet(ProgramId(id)) {
+                    let program = ProgramId(id);
+                    self.tell(&Event::Release { program });
+                }
+            }
+            Move::Sample {
+                backend,
+                usage,
+                running,
+                waiting,
+            } => self.sample(backend, usage, running, waiting),
+            Move::Squeeze(backend) => {
+                for _ in 0..12 {
+                    self.sample(backend, Some(1.0), 4, 4);
+                    self.tick();
+                }
+            }
+            Move::Up(backend, capacity) => self.tell(&Event::BackendUp {
+                backend: BackendId(backend),
+                kv_capacity: capacity.map(Tokens),
+            }),
+            Move::Down(backend) => self.tell(&Event::BackendDown {
+                backend: BackendId(backend),
+            }),
+            Move::Wait(millis) => self.now = self.now + Duration::from_millis(millis),
+            Move::Tick => self.tick(),
+        }
+    }
+
+    /// Lets everything that runs finish and time pass, until nothing is left.
+    fn drain(&mut self) {
+        for _ in 0..5_000 {
+            while let Some((&id, _)) = self.live.iter().find(|(_, live)| live.running) {
+                self.finish(id, Outcome::Stop, Some(10), GapKind::UserTurn);
+            }
+            if self.live.is_empty() {
+                return;
+            }
+            self.tick();
+        }
+        panic!("wedged: {:?} is still held at {:?}", self.live, self.now);
+    }
+}
+
+fn run(config: &Config, moves: &[Move]) -> String {
+    let mut world = World::new(config);
+    for one in moves {
+        world.make(*one);
+    }
+    world.drain();
+    world.journal
+}
+
+/// The policy with bounds so low that random moves reach them.
+fn tight(config: Config) -> Config {
+    match config {
+        Config::Baseline(config) => Config::Baseline(config),
+        Config::ThunderReact(config) => Config::ThunderReact(thunderreact::Config {
+            max_held: 3,
+            hold_timeout_s: 5.0,
+            max_programs: PROGRAMS - 2,
+            resume_cooldown_s: 1.0,
+            kv_budget_tokens: Some(20_000),
+            ..config
+        }),
+        Config::Continuum(config) => Config::Continuum(continuum::Config {
+            max_held: 3,
+            hold_timeout_s: 5.0,
+            max_programs: PROGRAMS - 2,
+            out_reserve_tokens: 32,
+            ..config
+        }),
+    }
+}
+
+fn settings() -> ProptestConfig {
+    let file = "proptest-regressions/policy_laws.txt";
+    ProptestConfig {
+        cases: 400,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(settings())]
+
+    #[test]
+    fn every_policy_obeys_the_laws_drains_and_repeats_itself(moves in moves()) {
+        for name in Config::NAMES {
+            let config = Config::by_name(name).unwrap();
+            for config in [tight(config.clone()), config] {
+                config.validate().unwrap();
+                let first = run(&config, &moves);
+                prop_assert_eq!(first, run(&config, &moves), "P3: {} differs from itself", name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ledger_equals_its_naive_twin(moves in ledger_moves()) {
+        let mut ledger = Ledger::new();
+        let mut twin = Twin::default();
+        for one in moves {
+            let asked = match one {
+                LedgerMove::Start(request, program, backend, footprint) => {
+                    ledger.finish(RequestId(request));
+                    let program = ProgramId(program);
+                    let asked = ledger.total_if_started(BackendId(backend), Some(program), footprint);
+                    if ledger.parked(program).is_some_and(|(on, _)| on.0 == backend) {
+                        ledger.unpark(program);
+                        twin.parked.remove(&program.0);
+                    }
+                    ledger.start(RequestId(request), BackendId(backend), footprint);
+                    twin.running.remove(&request);
+                    let user = twin.user(backend, footprint);
+                    twin.running.insert(request, user);
+                    Some((backend, asked))
+                }
+                LedgerMove::Finish(request) => {
+                    let tokens = ledger.finish(RequestId(request));
+                    prop_assert_eq!(tokens, twin.running.remove(&request).map(User::whole));
+                    None
+                }
+                LedgerMove::Park(program, backend, footprint) => {
+                    ledger.park(ProgramId(program), BackendId(backend), footprint, rank(program));
+                    twin.parked.remove(&program);
+                    let user = twin.user(backend, footprint);
+                    twin.parked.insert(program, user);
+                    None
+                }
+                LedgerMove::Unpark(program) => {
+                    let backend = ledger.unpark(ProgramId(program));
+                    prop_assert_eq!(backend, twin.parked.remove(&program).map(|u| BackendId(u.backend)));
+                    None
+                }
+            };
+            for backend in 0..2 {
+                prop_assert_eq!(ledger.sums(BackendId(backend)), twin.sums(backend));
+                let order: Vec<_> = ledger.idle(BackendId(backend)).collect();
+                prop_assert_eq!(order, twin.idle(backend));
+            }
+            if let Some((backend, asked)) = asked {
+                prop_assert_eq!(asked, ledger.sums(BackendId(backend)).total());
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum LedgerMove {
+    Start(u32, u32, u16, Footprint),
+    Finish(u32),
+    Park(u32, u16, Footprint),
+    Unpark(u32),
+}
+
+fn ledger_moves() -> impl Strategy<Value = Vec<LedgerMove>> {
+    let footprint = (0_u64..500, prop::option::of((0_u64..3, 0_u64..200)));
+    let footprint = footprint.prop_map(|(tokens, shared)| Footprint {
+        tokens: Tokens(tokens),
+        shared: shared.map(|(fingerprint, tokens)| SharedPrefix {
+            fingerprint,
+            tokens: Tokens(tokens),
+        }),
+    });
+    let one = prop_oneof![
+        3 => (0_u32..6, 0_u32..6, 0_u16..2, footprint.clone())
+            .prop_map(|(r, p, b, f)| LedgerMove::Start(r, p, b, f)),
+        2 => (0_u32..6).prop_map(LedgerMove::Finish),
+        2 => (0_u32..6, 0_u16..2, footprint).prop_map(|(p, b, f)| LedgerMove::Park(p, b, f)),
+        1 => (0_u32..6).prop_map(LedgerMove::Unpark),
+    ];
+    prop::collection::vec(one, 0..80)
+}
+
+/// One footprint, with the prefix length that was in force when it came.
+#[derive(Clone, Copy, Debug)]
+struct User {
+    backend: u16,
+    tokens: Tokens,
+    prefix: Option<SharedPrefix>,
+}
+
+impl User {
+    fn private(self) -> Tokens {
+        self.tokens - self.prefix.map_or(Tokens::ZERO, |prefix| prefix.tokens)
+    }
+
+    fn whole(self) -> Tokens {
+        self.private() + self.prefix.map_or(Tokens::ZERO, |prefix| prefix.tokens)
+    }
+}
+
+/// The ledger without any sum: everything is recomputed from the footprints whenever it is asked for.
+#[derive(Default)]
+struct Twin {
+    running: BTreeMap<u32, User>,
+    parked: BTreeMap<u32, User>,
+}
+
+impl Twin {
+    fn on(&self, backend: u16) -> impl Iterator<Item = &User> {
+        let users = self.running.values().chain(self.parked.values());
+        users.filter(move |user| user.backend == backend)
+    }
+
+    fn user(&self, backend: u16, footprint: Footprint) -> User {
+        let prefix = footprint.shared.map(|shared| {
+            let mut known = self.on(backend).filter_map(|user| user.prefix);
+            known
+                .find(|prefix| prefix.fingerprint == shared.fingerprint)
+                .unwrap_or(shared)
+        });
+        User {
+            backend,
+            tokens: footprint.tokens,
+            prefix,
+        }
+    }
+
+    fn sums(&self, backend: u16) -> Sums {
+        let private = |users: &BTreeMap<u32, User>| {
+            let here = users.values().filter(|user| user.backend == backend);
+            here.map(|user| user.private()).sum()
+        };
+        let prefixes = self.on(backend).filter_map(|user| user.prefix);
+        let once: BTreeSet<_> = prefixes.map(|p| (p.fingerprint, p.tokens)).collect();
+        Sums {
+            running: private(&self.running),
+            idle: private(&self.parked),
+            shared: once.iter().map(|(_, tokens)| *tokens).sum(),
+        }
+    }
+
+    fn idle(&self, backend: u16) -> Vec<ProgramId> {
+        let here = self
+            .parked
+            .iter()
+            .filter(|(_, user)| user.backend == backend);
+        let mut order: Vec<_> = here.map(|(id, _)| ProgramId(*id)).collect();
+        order.sort_unstable_by_key(|id| rank(id.0));
+        order
+    }
+}
+
+/// An order that differs from the ids'.
+const fn rank(program: u32) -> u64 {
+    (program as u64 * 5) % 7
+}
+
+/// Ways to break a law on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    AdmitTwice,
+    NoDecision,
+    HoldWithoutProgram,
+    ForgottenHold,
+    AdmitToDown,
+    Spin,
+    HoldTooLong,
+    HoldTooMany,
+}
+
+/// A policy with one planted fault.
+#[derive(Debug)]
+struct Faulty(Fault);
+
+impl Policy for Faulty {
+    fn handle(&mut self, _now: Time, event: &Event, out: &mut Decisions) {
+        let Event::Arrive(Arrival { request, .. }) = *event else {
+            return;
+        };
+        match self.0 {
+            Fault::AdmitTwice => {
+                out.admit(request, BackendId(0));
+                out.admit(request, BackendId(0));
+            }
+            Fault::NoDecision => {}
+            Fault::AdmitToDown => out.admit(request, BackendId(1)),
+            Fault::Spin => out.admit(request, BackendId(0)),
+            Fault::HoldWithoutProgram
+            | Fault::ForgottenHold
+            | Fault::HoldTooLong
+            | Fault::HoldTooMany => out.hold(request, HoldReason::NoRoom),
+        }
+    }
+
+    fn next_wakeup(&self) -> Option<Wakeup> {
+        if self.0 == Fault::ForgottenHold {
+            return None;
+        }
+        let secs = if self.0 == Fault::Spin { 0.001 } else { 1e6 };
+        let at = Time::from_secs_f64(secs);
+        Some(Wakeup { at, why: "fault" })
+    }
+
+    fn snapshot(&self) -> PolicySnapshot {
+        PolicySnapshot {
+            values: vec![("max_held", 1.0), ("hold_timeout_s", 5.0)],
+            ..PolicySnapshot::default()
+        }
+    }
+}
+
+fn faulty(fault: Fault) -> World {
+    let mut world = World::new(&Config::by_name("baseline").unwrap());
+    world.policy = Checked::new(Box::new(Faulty(fault)));
+    let event = Event::BackendUp {
+        backend: BackendId(0),
+        kv_capacity: None,
+    };
+    world.policy.handle(world.now, &event, &mut world.out);
+    world
+}
+
+/// Tells the policy about an arrival, without the world's own bookkeeping.
+fn arrive(world: &mut World, request: u32, program: Option<u32>) {
+    let event = Event::Arrive(Arrival {
+        request: RequestId(request),
+        program: program.map(ProgramId),
+        prompt: Tokens(10),
+        shared: None,
+        last_step: false,
+    });
+    world.policy.handle(world.now, &event, &mut world.out);
+}
+
+fn tick_at(world: &mut World, secs: f64) {
+    let now = Time::from_secs_f64(secs);
+    world.policy.handle(now, &Event::Tick, &mut world.out);
+}
+
+#[test]
+#[should_panic(expected = "P1: Admit")]
+fn a_second_admission_is_caught() {
+    arrive(&mut faulty(Fault::AdmitTwice), 0, Some(0));
+}
+
+#[test]
+#[should_panic(expected = "P1: r0 arrived and got no decision")]
+fn a_missing_decision_is_caught() {
+    arrive(&mut faulty(Fault::NoDecision), 0, Some(0));
+}
+
+#[test]
+#[should_panic(expected = "may not be held")]
+fn a_held_request_without_a_program_is_caught() {
+    arrive(&mut faulty(Fault::HoldWithoutProgram), 0, None);
+}
+
+#[test]
+#[should_panic(expected = "P2: time went back")]
+fn a_caller_whose_clock_runs_backwards_is_caught() {
+    let mut world = faulty(Fault::HoldTooLong);
+    tick_at(&mut world, 2.0);
+    tick_at(&mut world, 1.0);
+}
+
+#[test]
+#[should_panic(expected = "P4:")]
+fn an_admission_to_a_backend_that_is_down_is_caught() {
+    arrive(&mut faulty(Fault::AdmitToDown), 0, Some(0));
+}
+
+#[test]
+#[should_panic(expected = "P5: after a tick")]
+fn a_spin_is_caught() {
+    tick_at(&mut faulty(Fault::Spin), 1.0);
+}
+
+#[test]
+#[should_panic(expected = "P6: 1 held")]
+fn a_forgotten_hold_is_caught() {
+    arrive(&mut faulty(Fault::ForgottenHold), 0, Some(0));
+}
+
+#[test]
+#[should_panic(expected = "P7: r0 is held for 5")]
+fn a_hold_past_its_bound_is_caught() {
+    let mut world = faulty(Fault::HoldTooLong);
+    arrive(&mut world, 0, Some(0));
+    tick_at(&mut world, 5.0);
+}
+
+#[test]
+#[should_panic(expected = "P7: 2 held, allowed are 1")]
+fn a_queue_past_its_bound_is_caught() {
+    let mut world = faulty(Fault::HoldTooMany);
+    arrive(&mut world, 0, Some(0));
+    arrive(&mut world, 1, Some(1));
+}
