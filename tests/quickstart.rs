@@ -1,4 +1,5 @@
 //! The whole path in small: real processes, one program per slot, the table and the files it promises.
+#![expect(clippy::expect_used, reason = "a test may stop at the first surprise")]
 
 use std::process::{Command, Output};
 
