@@ -9,14 +9,44 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::Args;
 use serde::Serialize;
 
 use super::measure::{Measures, Rates, RunData};
 use super::rundir::RunDir;
 use super::stats::Spread;
+use super::window::THRESHOLD_PERCENT;
 
 /// A window shorter than this is shown, but names no winner, in seconds of the run.
 pub const MIN_WINDOW_S: f64 = 60.0;
+
+/// Flags of `kvgate report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Run directories to compare
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// KV usage above which the active window counts, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = THRESHOLD_PERCENT)]
+    pub threshold: f64,
+    /// Folder for `report.md` and `report.json` [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// Runs `kvgate report`: compares finished runs.
+///
+/// # Errors
+/// When a run directory cannot be read or the report cannot be written.
+#[expect(clippy::print_stdout, reason = "the command's result")]
+pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
+    let report = Report::read(&args.dirs, args.threshold)?;
+    print!("{}", report.to_text());
+    if let Some(out) = &args.out {
+        report.write(RunDir::create(out)?.path())?;
+    }
+    Ok(())
+}
 
 /// The figures of several runs.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -239,7 +269,7 @@ const HEADER: [&str; 12] = [
     "hit rate",
     "step p50/p95 s",
     "program p50/p95 s",
-    "hold p95 s",
+    "hold p95/max s",
     "errors",
 ];
 
@@ -279,7 +309,11 @@ fn cells(row: &Row) -> Vec<String> {
         or_dash(measures.prefix_hit_rate.map(|rate| format!("{rate:.3}"))),
         spread_cell(measures.step_s),
         spread_cell(measures.program_s),
-        or_dash(measures.hold_s.map(|hold| format!("{:.1}", hold.p95))),
+        or_dash(
+            measures
+                .hold_s
+                .map(|hold| format!("{:.1} / {:.0}", hold.p95, hold.max)),
+        ),
         format!("{}+{}", measures.steps_failed, measures.programs_failed),
     ]
 }

@@ -6,6 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
@@ -53,7 +54,10 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
+            .env("NO_COLOR", "1")
             .kill_on_drop(true)
+            // Out of reach of a terminal's Ctrl-C, which is the parent's to act on: it stops the children itself.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start kvgate {name}"))?;
         let stdout = child.stdout.take().context("a child without output")?;
@@ -134,12 +138,9 @@ impl Server {
 
     fn terminate(&self) {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
-        if let Some(pid) = id.and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) = id.and_then(Pid::from_raw) {
             // Fails only when the child has ended, which the wait that follows reports.
-            drop(rustix::process::kill_process(
-                pid,
-                rustix::process::Signal::TERM,
-            ));
+            let _ended = kill_process(pid, Signal::TERM);
         }
     }
 }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use tokio_util::sync::CancellationToken;
 
 use self::cell::{Cell, Finished};
+use super::replay::cancelled_by_signal;
 use super::report::Report;
 use super::rundir::{EngineManifest, RunDir};
 use super::trace::Trace;
@@ -77,13 +77,7 @@ pub struct QuickstartArgs {
 /// When a flag is wrong, a child process fails, or the run was interrupted.
 pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     let (cells, out) = plan(&args)?;
-    let cancel = CancellationToken::new();
-    let interrupt = cancel.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            interrupt.cancel();
-        }
-    });
+    let cancel = cancelled_by_signal()?;
     say(&intro(&args, &cells));
     let mut done = Vec::new();
     let mut notes = general_notes(&args);
@@ -92,15 +86,12 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
             say(&format!("{}: kept", cell.label));
             None
         } else {
-            Some(
-                Box::pin(cell.run(cancel.clone()))
-                    .await
-                    .with_context(|| cell.label.clone())?,
-            )
+            Some(Box::pin(cell.run(cancel.clone())).await)
         };
         if cancel.is_cancelled() {
             break;
         }
+        let finished = finished.transpose().with_context(|| cell.label.clone())?;
         if let Some(finished) = finished {
             say(&line(cell, &finished, index + 1, cells.len()));
             notes.extend(

@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -149,13 +150,7 @@ pub struct Summary {
 #[expect(clippy::print_stdout, reason = "the command's result")]
 pub async fn run(args: ReplayArgs) -> anyhow::Result<Summary> {
     let replay = Replay::new(args)?;
-    let cancel = CancellationToken::new();
-    let interrupt = cancel.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            interrupt.cancel();
-        }
-    });
+    let cancel = cancelled_by_signal()?;
     let dir = replay.dir.clone();
     let summary = replay.play(cancel).await?;
     println!("{}", summary.to_text());
@@ -166,6 +161,27 @@ pub async fn run(args: ReplayArgs) -> anyhow::Result<Summary> {
         "no program was finished; see programs.jsonl for the causes"
     );
     Ok(summary)
+}
+
+/// A token that Ctrl-C, SIGTERM or a closed terminal cancels.
+///
+/// # Errors
+/// When the process cannot listen for signals.
+pub fn cancelled_by_signal() -> anyhow::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let cancel = CancellationToken::new();
+    let cancelled = cancel.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        cancelled.cancel();
+    });
+    Ok(cancel)
 }
 
 impl Replay {

@@ -31,7 +31,7 @@ pub const MIN_TURN_TOKENS: u32 = MIN_GROWTH_TOKENS + 14;
 /// Fewest turns of a program.
 pub const MIN_STEPS: usize = 4;
 /// Tokens of the shortest first prompt that are taken for the task's own.
-const TASK_TOKENS: u32 = 24;
+pub const TASK_TOKENS: u32 = 24;
 /// Share of the tools that take very long.
 const TAIL_SHARE: f64 = 0.02;
 

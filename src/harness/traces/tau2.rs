@@ -21,7 +21,7 @@ use super::draw::{Lognormal, to_millis};
 use crate::harness::trace::{Program, SharedPrefix, Step, Then};
 
 /// Tokens of the shortest first prompt that are taken for the user's own.
-const USER_TOKENS: u32 = 24;
+pub const USER_TOKENS: u32 = 24;
 /// Domains in the order of the reference driver, and the source data's name for them.
 const DOMAINS: [(&str, &str); 2] = [("retail", "orch8b_retail"), ("airline", "orch8b_airline")];
 /// Share of the gaps after a tool call that are an expert's answer.
