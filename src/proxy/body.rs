@@ -161,6 +161,7 @@ impl Relay {
     /// length was promised.
     fn broke(&mut self, error: &ProxyError) -> Option<std::io::Error> {
         self.incoming = None;
+        self.proxy.gauges.refused(error.code());
         if let Some(mut flight) = self.flight.take() {
             flight.fail(error, &self.watch.facts());
         }
