@@ -12,7 +12,7 @@ use super::workload::Shape;
 use super::{Experiment, History, Measured, run};
 use crate::harness::engine::core::cost::H100_QWEN3_8B;
 use crate::harness::engine::core::{Config, Lookups, Scheduling};
-use crate::policy::baseline::{self, Baseline};
+use crate::policy::baseline::Baseline;
 
 /// One measured cell and what the model makes of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,7 +89,7 @@ pub fn calibration_table() -> Vec<Row> {
         let (shape, concurrency, ..) = *cell;
         let runs: Vec<_> = (1..=SEEDS)
             .map(|seed| {
-                let mut policy = Baseline::new(baseline::Config::default());
+                let mut policy = Baseline::default();
                 run(&experiment(shape, concurrency, seed), &mut policy)
             })
             .collect();

@@ -2,10 +2,10 @@
 
 use super::calibration::experiment;
 use super::*;
-use crate::policy::baseline::{self, Baseline};
+use crate::policy::baseline::Baseline;
 
 fn direct(experiment: &Experiment) -> Measured {
-    run(experiment, &mut Baseline::new(baseline::Config::default()))
+    run(experiment, &mut Baseline::default())
 }
 
 #[test]
