@@ -143,7 +143,7 @@ pub(super) fn completion(config: &EngineConfig, bytes: &[u8]) -> Result<Job, Api
     let body = Body::parse(bytes, "prompt")?;
     let model = body.check(config)?;
     let mut prompt = body.empty_prompt(config);
-    body.push_prompt(bytes, &mut prompt)?;
+    body.push_prompt(&mut prompt)?;
     let output = body.plan(config, &prompt, None, Some(COMPLETION_MAX_TOKENS))?;
     Ok(body.job(false, model, prompt, output, None))
 }
@@ -156,7 +156,7 @@ pub(super) fn tokenize(config: &EngineConfig, bytes: &[u8]) -> Result<Vec<TokenI
     if body.messages.is_some() {
         body.render_chat(bytes, &mut ids)?;
     } else {
-        body.push_prompt(bytes, &mut ids)?;
+        body.push_prompt(&mut ids)?;
     }
     Ok(ids)
 }
@@ -233,58 +233,81 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    fn push_prompt(&self, bytes: &[u8], out: &mut impl Extend<TokenId>) -> Result<(), ApiError> {
-        let one = || ApiError::bad_request("prompt must hold exactly one prompt", Some("prompt"));
+    fn push_prompt(&self, out: &mut impl Extend<TokenId>) -> Result<(), ApiError> {
+        let one = |message: &str| Err(ApiError::bad_request(message, None));
         match self.prompt.as_ref() {
-            None => {
-                return Err(ApiError::invalid(
-                    bytes,
-                    "prompt must be text or ids",
-                    "prompt",
-                ));
+            Some(Prompt::Text(text)) if !text.is_empty() => out.extend(tokenizer::tokens(text)),
+            Some(Prompt::Ids(ids)) if !ids.is_empty() => out.extend(ids.iter().copied()),
+            Some(Prompt::Texts(texts)) if texts.len() == 1 => {
+                out.extend(tokenizer::tokens(&texts[0]));
             }
-            Some(Prompt::Text(text)) => out.extend(tokenizer::tokens(text)),
-            Some(Prompt::Ids(ids)) => out.extend(ids.iter().copied()),
-            Some(Prompt::Texts(texts)) => match texts.as_slice() {
-                [text] => out.extend(tokenizer::tokens(text)),
-                _ => return Err(one()),
-            },
-            Some(Prompt::IdLists(lists)) => match lists.as_slice() {
-                [ids] => out.extend(ids.iter().copied()),
-                _ => return Err(one()),
-            },
+            Some(Prompt::IdLists(lists)) if lists.len() == 1 && !lists[0].is_empty() => {
+                out.extend(lists[0].iter().copied());
+            }
+            Some(Prompt::Ids(_)) => return one("You must pass at least one prompt"),
+            Some(Prompt::Texts(_) | Prompt::IdLists(_)) => {
+                return one("this engine model takes exactly one prompt per request");
+            }
+            None | Some(Prompt::Text(_)) => {
+                let message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)";
+                return Err(ApiError::bad_request(message, Some("prompt")));
+            }
         }
         Ok(())
     }
 
-    /// The call to make: only where the client insists on one.
-    fn tool_call(&self, choice: u64) -> Result<Option<ToolCall>, ApiError> {
-        let named = match &self.tool_choice {
-            None => return Ok(None),
-            Some(ToolChoice::Mode(mode)) if mode != "required" => return Ok(None),
-            Some(ToolChoice::Mode(_)) => None,
-            Some(ToolChoice::Named(call)) => Some(call.function.name.clone()),
+    /// The tools offered; `None` if the field is absent.
+    fn offered(&self) -> Result<Option<Vec<Call>>, ApiError> {
+        let Some(tools) = self.tools else {
+            return Ok(None);
         };
-        let unset = || {
-            let message = "When using `tool_choice`, `tools` must be set. (parameter=tool_choice)";
-            ApiError::bad_request(message, Some("tool_choice"))
-        };
-        let tools = self.tools.ok_or_else(unset)?;
         let tools: Vec<Call> = serde_json::from_str(tools.get())
             .map_err(|error| ApiError::bad_request(format!("tools: {error}"), Some("tools")))?;
         if tools.is_empty() {
-            return Err(unset());
+            let message = "`tools` must not be an empty array. Either provide at least one tool or omit the \
+                           field entirely. (parameter=tools)";
+            return Err(ApiError::bad_request(message, Some("tools")));
         }
-        let any = usize::try_from(choice % tools.len() as u64).unwrap_or(0);
-        Ok(Some(match named {
-            Some(name) => ToolCall {
-                name,
-                finish_reason: "stop",
-            },
-            None => ToolCall {
-                name: tools[any].function.name.clone(),
-                finish_reason: "tool_calls",
-            },
+        Ok(Some(tools))
+    }
+
+    /// The call to make: only where the client insists on one.
+    fn tool_call(&self, dice: u64) -> Result<Option<ToolCall>, ApiError> {
+        let refuse = |message: &str| {
+            let message = format!("{message} (parameter=tool_choice)");
+            Err(ApiError::bad_request(message, Some("tool_choice")))
+        };
+        let tools = self.offered()?;
+        let choice = match &self.tool_choice {
+            None => return Ok(None),
+            Some(ToolChoice::Mode(mode)) if mode == "none" => return Ok(None),
+            Some(choice) => choice,
+        };
+        let Some(tools) = tools else {
+            return refuse("When using `tool_choice`, `tools` must be set.");
+        };
+        let (name, finish_reason) = match choice {
+            ToolChoice::Mode(mode) if mode == "auto" => return Ok(None),
+            ToolChoice::Mode(mode) if mode == "required" => {
+                let any = usize::try_from(dice % tools.len() as u64).unwrap_or(0);
+                (&tools[any].function.name, "tool_calls")
+            }
+            ToolChoice::Mode(mode) => {
+                return refuse(&format!(
+                    "Invalid value for `tool_choice`: {mode}! Only named tools, \"none\", \"auto\" or \
+                     \"required\" are supported."
+                ));
+            }
+            ToolChoice::Named(call) => (&call.function.name, "stop"),
+        };
+        if !tools.iter().any(|tool| tool.function.name == *name) {
+            return refuse(
+                "The tool specified in `tool_choice` does not match any of the specified `tools`",
+            );
+        }
+        Ok(Some(ToolCall {
+            name: name.clone(),
+            finish_reason,
         }))
     }
 
@@ -298,11 +321,22 @@ impl<'a> Body<'a> {
     ) -> Result<Output, ApiError> {
         let room =
             i64::from(config.max_model_len) - i64::try_from(prompt.tokens()).unwrap_or(i64::MAX);
-        if room < 1 {
+        if room < 0 {
             return Err(ApiError::context_length(config.max_model_len));
         }
         let limit = self.output_limit(config)?.or(default_limit);
+        if room == 0 {
+            return Err(too_few(0));
+        }
         let limit = u32::try_from(limit.map_or(room, |limit| limit.min(room))).unwrap_or(u32::MAX);
+        if let Some(least) = self.min_tokens.filter(|least| *least > limit) {
+            return Err(ApiError::bad_request(
+                format!(
+                    "min_tokens must be less than or equal to max_tokens={limit}, got {least}."
+                ),
+                None,
+            ));
+        }
         let own = self.seed.map_or(0, i64::cast_unsigned);
         let seed = mix(config.seed ^ mix(own) ^ prompt.fingerprint());
         let mut output = Output::filler(limit, Finish::Length, seed);
@@ -336,8 +370,7 @@ impl<'a> Body<'a> {
             (None, None) => return Ok(None),
         };
         if limit < 1 {
-            let sentence = format!("max_tokens must be at least 1, got {limit}.");
-            return Err(ApiError::parameter(&sentence, "max_tokens", limit));
+            return Err(too_few(limit));
         }
         if name == "max_tokens" && limit > i64::from(config.max_model_len) {
             let sentence = format!(
@@ -389,6 +422,11 @@ impl Message {
         }
         tokenizer::end(out);
     }
+}
+
+fn too_few(limit: i64) -> ApiError {
+    let sentence = format!("max_tokens must be at least 1, got {limit}.");
+    ApiError::parameter(&sentence, "max_tokens", limit)
 }
 
 /// A length with the chance 1/[`MEAN_OUTPUT`] of ending at each token.
