@@ -13,10 +13,11 @@ use axum::routing::{get, post};
 use tokio::sync::{mpsc, watch};
 
 use super::EngineConfig;
+use super::body::StreamOptions;
 use super::core::{Request, RequestId};
 use super::driver::{Command, Snapshot};
 use super::error::ApiError;
-use super::job::{self, Job, StreamOptions};
+use super::job::{self, Job};
 use super::metrics;
 use super::reply::{Progress, Reply};
 use crate::clock::Clock;

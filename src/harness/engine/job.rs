@@ -1,9 +1,7 @@
-//! What a request asks for: its body, parsed, checked and turned into a prompt and a planned output.
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
+//! What a request asks for, decided: the prompt, the tool call it will be, the length and end of its output.
 
 use super::EngineConfig;
+use super::body::{Body, StreamOptions, ToolChoice};
 use super::core::output::mix;
 use super::core::{Chain, Finish, Output, TokenId};
 use super::error::ApiError;
@@ -47,86 +45,6 @@ impl ToolCall {
     }
 }
 
-/// `stream_options`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(super) struct StreamOptions {
-    pub(super) include_usage: bool,
-    pub(super) continuous_usage_stats: bool,
-}
-
-/// The fields that are honoured, of both endpoints; others are accepted and ignored.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Body<'a> {
-    model: Option<String>,
-    messages: Option<Vec<Message>>,
-    prompt: Option<Prompt>,
-    #[serde(borrow)]
-    tools: Option<&'a RawValue>,
-    tool_choice: Option<ToolChoice>,
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    min_tokens: Option<u32>,
-    ignore_eos: Option<bool>,
-    priority: Option<i64>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    n: Option<i64>,
-    seed: Option<i64>,
-    temperature: Option<f64>,
-    cache_salt: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    role: String,
-    content: Option<Content>,
-    tool_calls: Option<Vec<Call>>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(default)]
-    text: String,
-}
-
-/// A tool as it is offered (`tools`), chosen (`tool_choice`) or was called (`tool_calls`).
-#[derive(Deserialize)]
-struct Call {
-    function: Function,
-}
-
-#[derive(Deserialize)]
-struct Function {
-    name: String,
-    #[serde(default)]
-    arguments: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ToolChoice {
-    Mode(String),
-    Named(Call),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Text(String),
-    Ids(Vec<TokenId>),
-    Texts(Vec<String>),
-    IdLists(Vec<Vec<TokenId>>),
-}
-
 /// Parses the body of `/v1/chat/completions`.
 pub(super) fn chat(config: &EngineConfig, bytes: &[u8]) -> Result<Job, ApiError> {
     let body = Body::parse(bytes, "messages")?;
@@ -161,116 +79,7 @@ pub(super) fn tokenize(config: &EngineConfig, bytes: &[u8]) -> Result<Vec<TokenI
     Ok(ids)
 }
 
-impl<'a> Body<'a> {
-    fn parse(bytes: &'a [u8], required: &str) -> Result<Self, ApiError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::invalid(bytes, &error.to_string(), required))
-    }
-
-    /// Checks what does not depend on the prompt; returns the model's name.
-    fn check(&self, config: &EngineConfig) -> Result<String, ApiError> {
-        let served = config.models.first().cloned().unwrap_or_default();
-        if let Some(model) = &self.model
-            && !config.models.contains(model)
-        {
-            return Err(ApiError::unknown_model(model, &config.models));
-        }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            return Err(ApiError::bad_request(
-                "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
-                Some("stream_options"),
-            ));
-        }
-        if let Some(n @ ..1) = self.n {
-            let message = format!("n must be at least 1, got {n}.");
-            return Err(ApiError::bad_request(message, None));
-        }
-        if let Some(n @ 2..) = self.n {
-            let sentence = "this engine model generates one choice per request";
-            return Err(ApiError::parameter(sentence, "n", n));
-        }
-        if let Some(t) = self.temperature.filter(|t| *t < 0.0) {
-            let sentence = format!("temperature must be non-negative, got {t:?}.");
-            return Err(ApiError::parameter(
-                &sentence,
-                "temperature",
-                format!("{t:?}"),
-            ));
-        }
-        Ok(self.model.clone().unwrap_or(served))
-    }
-
-    fn empty_prompt(&self, config: &EngineConfig) -> Chain {
-        let salt = self.cache_salt.as_deref().unwrap_or_default();
-        config.core.chain(salt.as_bytes())
-    }
-
-    /// Tools first, then the messages, then the opening of the answer. A tool list or a message that stays
-    /// the same keeps its tokens.
-    fn render_chat(&self, bytes: &[u8], out: &mut impl Extend<TokenId>) -> Result<(), ApiError> {
-        let Some(messages) = &self.messages else {
-            return Err(ApiError::invalid(
-                bytes,
-                "messages must be a list",
-                "messages",
-            ));
-        };
-        if messages.is_empty() {
-            return Err(ApiError::bad_request(
-                "Cannot apply chat template to an empty conversation. Provide at least one message.",
-                None,
-            ));
-        }
-        if let Some(tools) = self.tools {
-            tokenizer::begin("tools", out);
-            out.extend(tokenizer::tokens(tools.get()));
-            tokenizer::end(out);
-        }
-        for message in messages {
-            message.render(out);
-        }
-        tokenizer::begin("assistant", out);
-        Ok(())
-    }
-
-    fn push_prompt(&self, out: &mut impl Extend<TokenId>) -> Result<(), ApiError> {
-        let one = |message: &str| Err(ApiError::bad_request(message, None));
-        match self.prompt.as_ref() {
-            Some(Prompt::Text(text)) if !text.is_empty() => out.extend(tokenizer::tokens(text)),
-            Some(Prompt::Ids(ids)) if !ids.is_empty() => out.extend(ids.iter().copied()),
-            Some(Prompt::Texts(texts)) if texts.len() == 1 => {
-                out.extend(tokenizer::tokens(&texts[0]));
-            }
-            Some(Prompt::IdLists(lists)) if lists.len() == 1 && !lists[0].is_empty() => {
-                out.extend(lists[0].iter().copied());
-            }
-            Some(Prompt::Ids(_)) => return one("You must pass at least one prompt"),
-            Some(Prompt::Texts(_) | Prompt::IdLists(_)) => {
-                return one("this engine model takes exactly one prompt per request");
-            }
-            None | Some(Prompt::Text(_)) => {
-                let message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)";
-                return Err(ApiError::bad_request(message, Some("prompt")));
-            }
-        }
-        Ok(())
-    }
-
-    /// The tools offered; `None` if the field is absent.
-    fn offered(&self) -> Result<Option<Vec<Call>>, ApiError> {
-        let Some(tools) = self.tools else {
-            return Ok(None);
-        };
-        let tools: Vec<Call> = serde_json::from_str(tools.get())
-            .map_err(|error| ApiError::bad_request(format!("tools: {error}"), Some("tools")))?;
-        if tools.is_empty() {
-            let message = "`tools` must not be an empty array. Either provide at least one tool or omit the \
-                           field entirely. (parameter=tools)";
-            return Err(ApiError::bad_request(message, Some("tools")));
-        }
-        Ok(Some(tools))
-    }
-
+impl Body<'_> {
     /// The call to make: only where the client insists on one.
     fn tool_call(&self, dice: u64) -> Result<Option<ToolCall>, ApiError> {
         let refuse = |message: &str| {
@@ -401,26 +210,6 @@ impl<'a> Body<'a> {
             stream: (self.stream == Some(true)).then_some(options),
             model,
         }
-    }
-}
-
-impl Message {
-    fn render(&self, out: &mut impl Extend<TokenId>) {
-        tokenizer::begin(&self.role, out);
-        match &self.content {
-            None => {}
-            Some(Content::Text(text)) => out.extend(tokenizer::tokens(text)),
-            Some(Content::Parts(parts)) => {
-                for part in parts {
-                    out.extend(tokenizer::tokens(&part.text));
-                }
-            }
-        }
-        for call in self.tool_calls.iter().flatten() {
-            out.extend(tokenizer::tokens(&call.function.name));
-            out.extend(tokenizer::tokens(&call.function.arguments));
-        }
-        tokenizer::end(out);
     }
 }
 

@@ -6,7 +6,7 @@
 //! the same queues and cache hits as on a GPU, without one, and as many times faster as the machine allows.
 //!
 //! To read on: [`core`] (pure: blocks, queue, scheduler, cost), `driver` (the core in scaled real time),
-//! `http`, `job` and `reply` (vLLM's API around it).
+//! `http`, `body`, `job` and `reply` (vLLM's API around it).
 //!
 //! # What this model leaves out
 //! * **The model.** Text is filler from a seed: it never calls a tool unless `tool_choice` makes it, never
@@ -27,6 +27,7 @@
 //!   metrics, those that schedulers and samplers read.
 
 pub mod args;
+mod body;
 pub mod core;
 mod driver;
 mod error;

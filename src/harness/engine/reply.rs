@@ -5,8 +5,9 @@
 
 use std::fmt::Write;
 
+use super::body::StreamOptions;
 use super::core::{Finish, Output};
-use super::job::{Job, StreamOptions, ToolCall};
+use super::job::{Job, ToolCall};
 use super::tokenizer;
 
 /// Identifies the software that answered, where vLLM puts its version and a hash of its configuration.
