@@ -38,6 +38,7 @@ impl Server {
             max_model_len: 1024,
             speedup,
             seed: 7,
+            max_requests: 3,
         };
         let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -524,6 +525,21 @@ async fn a_client_that_leaves_frees_its_blocks_streaming_or_not() {
         );
         assert!(server.idle().await, "stream: {stream}");
     }
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_told_that_the_engine_is_busy() {
+    let server = Server::at_speed(0.01);
+    let body = json!({"prompt": [1, 2, 3], "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(server.send("/v1/completions", body.to_string()).await);
+    }
+    let (status, text) = server.post("/v1/completions", &body).await;
+    let busy = r#"{"error":{"message":"The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.","type":"Service Unavailable","param":null,"code":503}}"#;
+    assert_eq!((status, text.as_str()), (503, busy));
+    drop(open);
+    assert!(server.idle().await, "those that were taken left in peace");
 }
 
 #[tokio::test]
