@@ -1,8 +1,10 @@
 //! The closed loop, end to end.
 
 use super::calibration::experiment;
+use super::world::BACKEND;
 use super::*;
 use crate::policy::baseline::Baseline;
+use crate::policy::{Decisions, Event, RequestId};
 
 fn direct(experiment: &Experiment) -> Measured {
     run(experiment, &mut Baseline::default())
