@@ -8,6 +8,7 @@ use crate::config::ServeOptions;
 use crate::harness::engine::EngineArgs;
 use crate::harness::quickstart::QuickstartArgs;
 use crate::harness::replay::ReplayArgs;
+use crate::harness::simulator::SimulateArgs;
 use crate::harness::traces::TraceArgs;
 
 /// A reverse proxy in front of vLLM that decides when each step of an agent runs.
@@ -35,6 +36,8 @@ pub enum Command {
     Engine(EngineArgs),
     /// Play agent programs through a gate, or straight at a vLLM, and write a run directory.
     Replay(ReplayArgs),
+    /// Run the engine model and a policy on a virtual clock: a minute of a GPU in milliseconds.
+    Simulate(SimulateArgs),
     /// Make one of the built-in traces from recorded data.
     Trace(TraceArgs),
 }

@@ -9,6 +9,8 @@ pub mod quickstart;
 pub mod replay;
 pub mod report;
 pub mod rundir;
+pub mod simulate;
+pub mod simulator;
 pub mod stats;
 pub mod trace;
 pub mod traces;

@@ -233,25 +233,20 @@ impl Ledger {
     /// The sums of every backend, recomputed from the footprints: what [`Self::sums`] must equal.
     pub fn recount(&self) -> Vec<Sums> {
         let mut sums = vec![Sums::default(); self.pages.len()];
-        let mut seen = BTreeSet::new();
-        let running = self.running.iter().map(|(_, entry)| (entry, false));
-        let parked = self.parked.iter().map(|(_, entry)| (entry, true));
-        for (entry, idle) in running.chain(parked) {
-            let (sum, page) = (
-                &mut sums[entry.backend.index()],
-                &self.pages[entry.backend.index()],
-            );
-            *(if idle {
-                &mut sum.idle
-            } else {
-                &mut sum.running
-            }) += entry.private;
-            let Some(fingerprint) = entry.prefix else {
-                continue;
-            };
-            if seen.insert((entry.backend, fingerprint)) {
-                sum.shared += page.length(fingerprint);
-            }
+        let mut used = Vec::with_capacity(self.running.len() + self.parked.len());
+        for (_, entry) in self.running.iter() {
+            sums[entry.backend.index()].running += entry.private;
+            used.extend(entry.prefix.map(|print| (entry.backend, print)));
+        }
+        for (_, entry) in self.parked.iter() {
+            sums[entry.backend.index()].idle += entry.private;
+            used.extend(entry.prefix.map(|print| (entry.backend, print)));
+        }
+        used.sort_unstable();
+        used.dedup();
+        for (backend, print) in used {
+            let length = self.pages[backend.index()].length(print);
+            sums[backend.index()].shared += length;
         }
         sums
     }
@@ -287,8 +282,9 @@ impl Ledger {
         self.unproved += 1;
         if self.unproved > self.running.len() + self.parked.len() {
             self.unproved = 0;
-            let kept: Vec<Sums> = self.pages.iter().map(|page| page.sums).collect();
-            debug_assert_eq!(kept, self.recount(), "P8: the ledger drifted");
+            for (page, sums) in self.pages.iter().zip(self.recount()) {
+                debug_assert_eq!(page.sums, sums, "P8: the ledger drifted");
+            }
         }
     }
 }
@@ -364,6 +360,16 @@ mod tests {
         let order: Vec<_> = ledger.idle(B).collect();
         assert_eq!(order, [ProgramId(0), ProgramId(1)]);
         assert_eq!(ledger.idle(B).next_back(), Some(ProgramId(1)));
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "P8: the ledger drifted")]
+    fn a_sum_that_drifts_is_caught() {
+        let mut ledger = Ledger::new();
+        ledger.park(ProgramId(0), B, plain(30), 0);
+        ledger.pages[0].sums.idle += Tokens(1);
+        ledger.unpark(ProgramId(0));
     }
 
     #[test]

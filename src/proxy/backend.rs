@@ -1,6 +1,6 @@
 //! The backends: where they are, whether they answer, and what their last scrape said.
 //!
-//! One watcher task per backend scrapes `/metrics` and tells the gate. A refused connection takes a backend down
+//! A task per backend probes it: scrapes `/metrics` and tells the gate. A refused connection takes a backend down
 //! at once; anything softer (a slow or failing scrape) only after [`FAILURES_TO_DOWN`] in a row, since vLLM's
 //! metrics can take seconds under load.
 
@@ -19,7 +19,7 @@ use super::forward::{self, Exchange};
 use super::gate::Gate;
 use super::outgoing::Outgoing;
 use super::pool::{Pool, PoolConfig};
-use crate::policy::{BackendId, Tokens};
+use crate::policy::BackendId;
 use crate::telemetry::sample::Scrape;
 
 /// Failed scrapes in a row after which a backend counts as down.
@@ -191,12 +191,18 @@ impl Backend {
         }
     }
 
-    /// Scrapes once and tells the gate what changed.
-    pub async fn probe(&self, gate: &Gate) {
+    /// Scrapes once and tells the gate what changed; false if the scrape failed.
+    pub async fn probe(&self, gate: &Gate) -> bool {
         self.pool.reap();
         match self.scrape().await {
-            Ok((text, scrape)) => self.scraped(gate, text, scrape),
-            Err(error) => self.failed(gate, &error),
+            Ok((text, scrape)) => {
+                self.scraped(gate, text, scrape);
+                true
+            }
+            Err(error) => {
+                self.failed(gate, &error);
+                false
+            }
         }
     }
 
@@ -292,21 +298,6 @@ impl Backend {
                 seconds: limit.as_secs_f64(),
             }),
         }
-    }
-
-    /// Probes every `interval` of machine time. Never returns; runs as one task per backend.
-    pub async fn watch(&self, gate: &Gate, interval: Duration) -> ! {
-        let mut ticks = tokio::time::interval(interval);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            self.probe(gate).await;
-        }
-    }
-
-    /// Tokens the KV cache holds, if the backend says so.
-    pub fn kv_capacity(&self) -> Option<Tokens> {
-        self.status.lock().scrape.as_ref()?.kv_capacity
     }
 }
 

@@ -14,13 +14,14 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use super::error::ProxyError;
 use super::flight::Flight;
 use super::forward::describe;
 use super::pool::Connection;
 use super::state::Proxy;
+use crate::clock::machine_now;
 use crate::policy::BackendId;
 use crate::telemetry::observe::{BodyObserver, ResponseFacts, StreamObserver};
 
@@ -161,6 +162,7 @@ impl Relay {
     /// length was promised.
     fn broke(&mut self, error: &ProxyError) -> Option<std::io::Error> {
         self.incoming = None;
+        self.proxy.gauges.refused(error.code());
         if let Some(mut flight) = self.flight.take() {
             flight.fail(error, &self.watch.facts());
         }
@@ -182,7 +184,9 @@ impl Relay {
         };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.silence.as_mut().reset(Instant::now() + self.limit);
+                self.silence
+                    .as_mut()
+                    .reset((machine_now() + self.limit).into());
                 let backend = || self.proxy.backend(self.backend).name();
                 Poll::Ready(frame.map(|frame| {
                     frame.map_err(|e| ProxyError::DiedMidStream {

@@ -53,7 +53,7 @@ pub struct Config {
     pub max_programs: usize,
     /// Run seconds per machine second.
     pub time_scale: f64,
-    /// Unix seconds at which the run began; `None` for now.
+    /// Unix seconds at which the run began; `None` for the moment it starts.
     pub time_epoch: Option<f64>,
 }
 

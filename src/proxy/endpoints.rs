@@ -150,7 +150,7 @@ struct ProgramEntry {
 /// `GET /programs`: every program by name.
 pub async fn programs(State(proxy): State<Arc<Proxy>>) -> Response {
     let programs = proxy.gate.with(|sequencer, _| sequencer.programs());
-    let entry = |program: &super::sequencer::ProgramStatus| ProgramEntry {
+    let entry = |program: &super::programs::ProgramStatus| ProgramEntry {
         backend: program.backend.map(|id| proxy.backend(id).name()),
         context_len: program.context.0,
         step: program.steps,

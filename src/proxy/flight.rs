@@ -156,11 +156,11 @@ impl Flight {
         if let Some(backend) = self.backend {
             gauges.returned(backend);
         }
-        gauges.finished(
-            outcome,
-            timer.ttft_s(),
-            now.since(timer.arrived_at()).as_secs_f64(),
-        );
+        // An error of the gate's own is counted by its code, where the client gets it.
+        if word == outcome.as_str() {
+            let request_s = now.since(timer.arrived_at()).as_secs_f64();
+            gauges.finished(outcome, timer.ttft_s(), request_s);
+        }
         if self.proxy.recorder.is_enabled() {
             let step = self.record(word);
             self.proxy.recorder.step(timer.close(

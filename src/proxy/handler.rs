@@ -28,10 +28,13 @@ pub async fn forward(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<
     let generates = request.method() == http::Method::POST;
     let api = Api::of_path(request.uri().path()).filter(|_| generates);
     let outcome = match api {
-        Some((api, path)) => generate(proxy, api, path, request).await,
-        None => pass(proxy, request).await,
+        Some((api, path)) => generate(Arc::clone(&proxy), api, path, request).await,
+        None => pass(Arc::clone(&proxy), request).await,
     };
-    outcome.unwrap_or_else(|error| error.to_response().map(GateBody::Full))
+    outcome.unwrap_or_else(|error| {
+        proxy.gauges.refused(error.code());
+        error.to_response().map(GateBody::Full)
+    })
 }
 
 /// A generation request: the policy decides when and where it runs.

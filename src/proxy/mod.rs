@@ -2,7 +2,8 @@
 //!
 //! A request's way, in files: [`server`] accepts, [`router`] tells the gate's own endpoints from the rest,
 //! [`handler`] reads it ([`request`], [`identity`], [`scan`]), [`flight`] reports it to the [`gate`], whose
-//! [`sequencer`] asks the policy; [`forward`] sends it ([`outgoing`], [`pool`], [`backend`]) and [`body`] relays
+//! [`sequencer`] asks the policy
+//! and keeps the table of [`programs`]; [`forward`] sends it ([`outgoing`], [`pool`], [`backend`]) and [`body`] relays
 //! the response. Errors of the gate are made in [`error`] alone.
 
 pub mod backend;
@@ -18,6 +19,7 @@ pub mod identity;
 pub mod intern;
 pub mod outgoing;
 pub mod pool;
+pub mod programs;
 pub mod request;
 pub mod router;
 pub mod sampler;

@@ -4,32 +4,21 @@
 //! It owns the policy, the table of programs and the table of requests. It is told the time, does no I/O and
 //! never waits, so every path of it is unit-tested; [`super::gate`] puts it behind a lock and a clock.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::intern::{ProgramNames, ToolNames};
+use super::intern::ToolNames;
+use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
 use super::request::SharedBytes;
-use crate::policy::estimate::{PromptEstimator, PromptHistory};
+use crate::policy::estimate::PromptEstimator;
 use crate::policy::{
     Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
-    Policy, PolicySnapshot, ProgramId, ProgramView, RejectReason, RequestId, SharedPrefix, Time,
-    Tokens, Usage,
+    Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time, Tokens, Usage,
 };
 
 /// The most idle programs expired in one tick, so that a tick holds the lock for microseconds.
 const EXPIRED_PER_TICK: usize = 256;
-
-/// Bounds of the program table.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// An idle program is released after this long without a request.
-    pub program_idle: Duration,
-    /// The most programs known at once. A newcomer then takes the place of the program that has been idle the
-    /// longest; if none is idle, it is treated as a request without identity.
-    pub max_programs: usize,
-}
 
 /// What the policy decided, for the task that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,42 +93,6 @@ impl Ending<'_> {
     };
 }
 
-/// A program as `GET /programs` shows it.
-#[derive(Clone, Debug)]
-pub struct ProgramStatus {
-    /// Its name.
-    pub name: Box<str>,
-    /// Where its last request went.
-    pub backend: Option<BackendId>,
-    /// Context after its last reported step.
-    pub context: Tokens,
-    /// Steps started.
-    pub steps: u32,
-    /// Requests held now.
-    pub held: u32,
-    /// Requests running now.
-    pub running: u32,
-    /// The policy's view.
-    pub view: ProgramView,
-}
-
-#[derive(Debug)]
-struct Program {
-    name: Box<str>,
-    backend: Option<BackendId>,
-    context: Tokens,
-    history: Option<PromptHistory>,
-    next_step: u32,
-    held: u32,
-    running: u32,
-    /// When its last request ended; its key in the idle index while nothing is in flight.
-    idle_since: Time,
-    /// Whether it ever finished a step, so that a tool gap can be measured.
-    has_finished: bool,
-    /// Released by the client while requests were in flight: it ends with the last of them.
-    ending: bool,
-}
-
 #[derive(Debug)]
 enum State {
     Free,
@@ -167,13 +120,9 @@ struct Request {
 #[derive(Debug)]
 pub struct Sequencer {
     policy: Box<dyn Policy>,
-    limits: Limits,
     now: Time,
-    names: ProgramNames,
     tools: ToolNames,
-    programs: Vec<Option<Program>>,
-    /// Programs without a request in flight, longest idle first.
-    idle: BTreeSet<(Time, ProgramId)>,
+    programs: Programs,
     requests: Vec<Request>,
     free: Vec<RequestId>,
     in_flight: Vec<u32>,
@@ -188,12 +137,9 @@ impl Sequencer {
     pub fn new(policy: Box<dyn Policy>, backends: usize, limits: Limits) -> Self {
         Self {
             policy,
-            limits,
             now: Time::ZERO,
-            names: ProgramNames::default(),
             tools: ToolNames::default(),
-            programs: Vec::new(),
-            idle: BTreeSet::new(),
+            programs: Programs::new(limits),
             requests: Vec::new(),
             free: Vec::new(),
             in_flight: vec![0; backends],
@@ -208,7 +154,8 @@ impl Sequencer {
     pub fn arrive(&mut self, now: Time, arriving: &Arriving<'_>) -> Arrived {
         let now = self.advance(now);
         let program = arriving.program.and_then(|name| self.enter(now, name));
-        let (step_index, tool_gap) = program.map_or((0, None), |id| self.begin_step(now, id));
+        let (step_index, tool_gap) =
+            program.map_or((0, None), |id| self.programs.begin_step(now, id));
         let request = self.take_slot(Request {
             state: State::Undecided,
             program,
@@ -236,7 +183,7 @@ impl Sequencer {
         program: Option<ProgramId>,
         arriving: &Arriving<'_>,
     ) -> Arrival {
-        let history = program.and_then(|id| self.program(id)?.history);
+        let history = program.and_then(|id| self.programs.history(id));
         let shared = arriving.shared.map(|shared| SharedPrefix {
             fingerprint: shared.fingerprint,
             tokens: self.estimator.estimate(None, shared.bytes),
@@ -279,88 +226,33 @@ impl Sequencer {
             });
         }
         self.free.push(request);
-        if let Some(program) = program {
-            let was_running = matches!(state, State::Admitted(_));
-            self.end_step(now, program, step_index, body_bytes, was_running, ending);
-            self.settle(
-                now,
-                program,
-                last_step && ending.outcome.is_success(),
-                ending,
-            );
-        }
-    }
-
-    /// A program's request has ended: counts, context and the next step's index follow.
-    fn end_step(
-        &mut self,
-        now: Time,
-        id: ProgramId,
-        step_index: u32,
-        body_bytes: u64,
-        was_running: bool,
-        ending: &Ending<'_>,
-    ) {
-        let Some(program) = self.programs[id.index()].as_mut() else {
-            return;
+        let Some(id) = program else { return };
+        let step = StepEnd {
+            step_index,
+            body_bytes,
+            last_step,
+            was_running: matches!(state, State::Admitted(_)),
         };
-        if was_running {
-            program.running -= 1;
-        } else {
-            program.held -= 1;
-        }
-        program.idle_since = now;
-        if ending.outcome.is_success() {
-            program.has_finished = true;
-            if let Some(usage) = ending.usage {
-                program.context = usage.context();
-                program.history = Some(PromptHistory {
-                    prompt: usage.prompt,
-                    body_bytes,
+        match self.programs.end_step(now, id, step, ending) {
+            Rest::Over => self.tell(&Event::Release { program: id }),
+            Rest::Idle if ending.outcome.is_success() => {
+                let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
+                    GapKind::Tool(self.tools.intern(name))
                 });
+                self.tell(&Event::ToolGap { program: id, kind });
             }
-        } else if program.next_step == step_index + 1 {
-            // The client's retry is the same step.
-            program.next_step = step_index;
-        }
-    }
-
-    /// With nothing in flight a program ends, or its tool gap begins.
-    fn settle(&mut self, now: Time, id: ProgramId, done: bool, ending: &Ending<'_>) {
-        let Some(program) = self.programs[id.index()].as_mut() else {
-            return;
-        };
-        program.ending |= done;
-        if program.held + program.running > 0 {
-            return;
-        }
-        if program.ending {
-            return self.forget(id);
-        }
-        self.idle.insert((now, id));
-        if ending.outcome.is_success() {
-            let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
-                GapKind::Tool(self.tools.intern(name))
-            });
-            self.tell(&Event::ToolGap { program: id, kind });
+            Rest::Idle | Rest::Busy => {}
         }
     }
 
     /// Ends a program: at once if nothing of it is in flight, else with its last request. False if unknown.
     pub fn release(&mut self, now: Time, name: &str) -> bool {
         self.advance(now);
-        let Some(id) = self.names.get(name) else {
+        let Some(id) = self.programs.find(name) else {
             return false;
         };
-        let Some(program) = self.programs[id.index()].as_mut() else {
-            return false;
-        };
-        if program.held + program.running > 0 {
-            program.ending = true;
-        } else {
-            let key = (program.idle_since, id);
-            self.idle.remove(&key);
-            self.forget(id);
+        if self.programs.end(id) == Rest::Over {
+            self.tell(&Event::Release { program: id });
         }
         true
     }
@@ -403,24 +295,17 @@ impl Sequencer {
             self.tell(&Event::Tick);
         }
         for _ in 0..EXPIRED_PER_TICK {
-            let Some(&(since, id)) = self.idle.first() else {
+            let Some(program) = self.programs.expire_idle(now) else {
                 break;
             };
-            if now.since(since) < self.limits.program_idle {
-                break;
-            }
-            self.idle.pop_first();
-            self.forget(id);
+            self.tell(&Event::Release { program });
         }
     }
 
     /// When [`Sequencer::tick`] is next needed.
     pub fn next_deadline(&self) -> Option<Time> {
         let wakeup = self.policy.next_wakeup().map(|wakeup| wakeup.at);
-        let expiry = self
-            .idle
-            .first()
-            .map(|&(since, _)| since + self.limits.program_idle);
+        let expiry = self.programs.next_expiry();
         wakeup.into_iter().chain(expiry).min()
     }
 
@@ -467,27 +352,12 @@ impl Sequencer {
 
     /// Programs known now.
     pub fn program_count(&self) -> usize {
-        self.names.len()
+        self.programs.len()
     }
 
     /// Every program, in id order. O(programs).
     pub fn programs(&self) -> Vec<ProgramStatus> {
-        let known = self
-            .programs
-            .iter()
-            .zip(0..)
-            .filter_map(|(program, id)| Some((program.as_ref()?, ProgramId(id))));
-        known
-            .map(|(program, id)| ProgramStatus {
-                name: program.name.clone(),
-                backend: program.backend,
-                context: program.context,
-                steps: program.next_step,
-                held: program.held,
-                running: program.running,
-                view: self.policy.program(id),
-            })
-            .collect()
+        self.programs.list(|id| self.policy.program(id))
     }
 
     /// The policy's numbers.
@@ -500,61 +370,16 @@ impl Sequencer {
         self.now
     }
 
-    fn program(&self, id: ProgramId) -> Option<&Program> {
-        self.programs.get(id.index())?.as_ref()
-    }
-
     /// Finds or makes the program of a request; `None` if the table is full of busy programs.
     fn enter(&mut self, now: Time, name: &str) -> Option<ProgramId> {
-        if let Some(id) = self.names.get(name) {
+        if let Some(id) = self.programs.find(name) {
             return Some(id);
         }
-        if self.names.len() >= self.limits.max_programs {
-            let (_, oldest) = self.idle.pop_first()?;
-            self.forget(oldest);
+        if self.programs.is_full() {
+            let oldest = self.programs.expire(now)?;
+            self.tell(&Event::Release { program: oldest });
         }
-        let id = self.names.insert(name);
-        if self.programs.len() <= id.index() {
-            self.programs.resize_with(id.index() + 1, || None);
-        }
-        self.programs[id.index()] = Some(Program {
-            name: name.into(),
-            backend: None,
-            context: Tokens::ZERO,
-            history: None,
-            next_step: 0,
-            held: 0,
-            running: 0,
-            idle_since: now,
-            has_finished: false,
-            ending: false,
-        });
-        Some(id)
-    }
-
-    /// Counts a request in; it is not yet decided, which counts as held.
-    fn begin_step(&mut self, now: Time, id: ProgramId) -> (u32, Option<Duration>) {
-        let Some(program) = self.programs[id.index()].as_mut() else {
-            return (0, None);
-        };
-        let alone = program.held + program.running == 0;
-        if alone {
-            self.idle.remove(&(program.idle_since, id));
-        }
-        let gap = (alone && program.has_finished).then(|| now.since(program.idle_since));
-        let index = program.next_step;
-        program.next_step += 1;
-        program.held += 1;
-        (index, gap)
-    }
-
-    /// Tells the policy and forgets the name. Nothing of the program is in flight.
-    fn forget(&mut self, id: ProgramId) {
-        let Some(program) = self.programs[id.index()].take() else {
-            return;
-        };
-        self.names.remove(&program.name);
-        self.tell(&Event::Release { program: id });
+        Some(self.programs.insert(now, name))
     }
 
     fn take_slot(&mut self, request: Request) -> RequestId {
@@ -604,13 +429,8 @@ impl Sequencer {
 
     fn admit(&mut self, index: usize, backend: BackendId) {
         let slot = &mut self.requests[index];
-        if let Some(program) = slot
-            .program
-            .and_then(|id| self.programs[id.index()].as_mut())
-        {
-            program.held -= 1;
-            program.running += 1;
-            program.backend = Some(backend);
+        if let Some(id) = slot.program {
+            self.programs.admit(id, backend);
         }
         self.in_flight[backend.index()] += 1;
         let state = std::mem::replace(&mut slot.state, State::Admitted(backend));
@@ -687,7 +507,10 @@ mod tests {
                 } => "user turn",
                 Event::ToolGap { .. } => "tool gap",
                 Event::Release { .. } => "release",
-                _ => return,
+                Event::FirstToken { .. }
+                | Event::Sample(_)
+                | Event::BackendUp { .. }
+                | Event::BackendDown { .. } => return,
             };
             self.told.lock().unwrap().push(word.to_owned());
         }

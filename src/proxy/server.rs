@@ -14,16 +14,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Config;
 use super::backend::{Backend, Patience};
 use super::gate::Gate;
+use super::programs::Limits;
 use super::router;
 use super::sampler;
-use super::sequencer::{Limits, Sequencer};
+use super::sequencer::Sequencer;
 use super::state::Proxy;
 use crate::clock::Clock;
 use crate::policy::{BackendId, Policy};
@@ -79,10 +81,38 @@ pub struct DrainReport {
 pub struct Running {
     proxy: Arc<Proxy>,
     addr: SocketAddr,
-    stop: watch::Sender<bool>,
-    connections: TaskTracker,
+    connections: Connections,
     /// The accept loop, the alarm, the watchers and the sampler; aborted on drop.
     background: JoinSet<()>,
+}
+
+/// The client connections, and the two ways to end them.
+#[derive(Clone, Debug)]
+struct Connections {
+    tasks: TaskTracker,
+    /// No more requests: a connection ends with the one it carries.
+    stop: CancellationToken,
+    /// A connection ends now.
+    cut: CancellationToken,
+}
+
+impl Connections {
+    fn new() -> Self {
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        Self {
+            tasks: TaskTracker::new(),
+            stop,
+            cut,
+        }
+    }
+}
+
+impl Drop for Running {
+    /// A gate that is dropped and not drained leaves no connection behind.
+    fn drop(&mut self) {
+        self.connections.stop.cancel();
+        self.connections.cut.cancel();
+    }
 }
 
 /// Starts a gate with the configured policy.
@@ -112,20 +142,13 @@ pub async fn start_with(config: Config, policy: Box<dyn Policy>) -> Result<Runni
         None => Recorder::disabled(),
     };
     let proxy = Arc::new(assemble(config, policy, recorder)?);
-    let connections = TaskTracker::new();
-    let (stop, stopped) = watch::channel(false);
+    let connections = Connections::new();
     let mut background = JoinSet::new();
     spawn_watchers(&proxy, &mut background).await;
-    background.spawn(accept(
-        listener,
-        Arc::clone(&proxy),
-        connections.clone(),
-        stopped,
-    ));
+    background.spawn(accept(listener, Arc::clone(&proxy), connections.clone()));
     Ok(Running {
         proxy,
         addr,
-        stop,
         connections,
         background,
     })
@@ -184,35 +207,44 @@ async fn spawn_watchers(proxy: &Arc<Proxy>, background: &mut JoinSet<()>) {
     }
     let alarm = Arc::clone(proxy);
     background.spawn(async move { alarm.gate.run_alarm().await });
-    let interval = proxy.gate.clock().machine(proxy.config.scrape_interval);
     for index in 0..proxy.backends.len() {
         let proxy = Arc::clone(proxy);
-        background.spawn(async move { proxy.backends[index].watch(&proxy.gate, interval).await });
+        background.spawn(async move { watch(&proxy, index).await });
     }
     let sampler = Arc::clone(proxy);
     background.spawn(async move { sampler::run(&sampler).await });
 }
 
+/// Probes one backend every scrape interval. Never returns.
+async fn watch(proxy: &Proxy, index: usize) -> ! {
+    let backend = &proxy.backends[index];
+    let interval = proxy.gate.clock().machine(proxy.config.scrape_interval);
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if !backend.probe(&proxy.gate).await {
+            proxy.gauges.scrape_failed(backend.id);
+        }
+    }
+}
+
 /// Accepts until told to stop.
-async fn accept(
-    listener: TcpListener,
-    proxy: Arc<Proxy>,
-    connections: TaskTracker,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn accept(listener: TcpListener, proxy: Arc<Proxy>, connections: Connections) {
     let own = router::router(Arc::clone(&proxy));
     let slots = Arc::new(Semaphore::new(proxy.config.max_connections));
     loop {
         let stream = tokio::select! {
             stream = next_connection(&listener, &slots) => stream,
-            _ = stopped.changed() => return,
+            () = connections.stop.cancelled() => return,
         };
         match stream {
             Ok((stream, slot)) => {
-                let connection =
-                    connection(stream, Arc::clone(&proxy), own.clone(), stopped.clone());
-                connections.spawn(async move {
-                    connection.await;
+                let stop = connections.stop.clone();
+                let cut = connections.cut.clone();
+                let connection = connection(stream, Arc::clone(&proxy), own.clone(), stop);
+                connections.tasks.spawn(async move {
+                    let _cut_or_closed = cut.run_until_cancelled(connection).await;
                     drop(slot);
                 });
             }
@@ -238,12 +270,7 @@ async fn next_connection(
 }
 
 /// Serves one client connection until it closes or the gate stops.
-async fn connection(
-    stream: TcpStream,
-    proxy: Arc<Proxy>,
-    own: Router,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn connection(stream: TcpStream, proxy: Arc<Proxy>, own: Router, stop: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
@@ -258,7 +285,7 @@ async fn connection(
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        _ = stopped.changed() => {
+        () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -287,14 +314,15 @@ impl Running {
         self.proxy
             .gate
             .with(|sequencer, _| sequencer.start_draining());
-        self.connections.close();
+        self.connections.tasks.close();
         // The accept loop and idle connections end; connections with a request end after it.
-        let _nobody_listens = self.stop.send(true);
-        let finished = tokio::time::timeout(config.drain_timeout, self.finish())
-            .await
-            .is_ok();
+        self.connections.stop.cancel();
+        let limit = config.drain_timeout;
+        let finished = tokio::time::timeout(limit, self.finish()).await.is_ok();
         let refused = self.proxy.gate.with(Sequencer::refuse_held);
         let quiet = finished || tokio::time::timeout(FAREWELL, self.finish()).await.is_ok();
+        self.connections.cut.cancel();
+        self.connections.tasks.wait().await;
         self.background.shutdown().await;
         if let Err(error) = self.proxy.recorder.clone().close() {
             tracing::error!(%error, "the run directory is incomplete");
@@ -304,6 +332,6 @@ impl Running {
 
     async fn finish(&self) {
         self.proxy.gate.quiet().await;
-        self.connections.wait().await;
+        self.connections.tasks.wait().await;
     }
 }

@@ -90,10 +90,8 @@ async fn usage_is_asked_for_in_a_stream_and_hidden_from_a_client_that_did_not_as
     let answer = fixture("chat-stream-usage");
     call.answer(&answer).await;
     let body = asking.await.unwrap().bytes().await;
-    let mut expected = answer.frames();
-    let usage = expected.remove(expected.len() - 2);
-    assert!(String::from_utf8(usage).unwrap().contains("\"usage\""));
-    let (body, expected) = (String::from_utf8(body).unwrap(), expected.concat());
+    let body = String::from_utf8(body).unwrap();
+    let expected = answer.frames_without_usage().concat();
     assert_eq!(body, String::from_utf8(expected).unwrap());
 }
 
@@ -103,9 +101,7 @@ async fn the_usage_frame_is_hidden_wherever_the_network_cuts_it() {
     let gate = Gate::before(&stub).await;
     let (path, sent) = request("chat-stream");
     let answer = fixture("chat-stream-usage");
-    let mut expected = answer.frames();
-    expected.remove(expected.len() - 2);
-    let expected = expected.concat();
+    let expected = answer.frames_without_usage().concat();
     for size in [1, 7, 64, 333, 1000] {
         let asking = gate.post(&path, sent.clone()).spawn();
         let mut stream = stub.call().await.stream(&answer).await;

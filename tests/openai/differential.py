@@ -1,8 +1,8 @@
 """The official OpenAI client, once directly at an engine and once through the gate: nothing may differ.
 
-Each case is a call of the client. It is made once to warm the prefix cache, once directly and once through the
-gate; status, headers and every byte of the body are compared, and what the client's own types made of them.
-Excepted are only the headers and fields in which two identical calls to one engine differ as well: EXCEPTED.
+Each case is a call of the client, made directly and through the gate. Status, headers and every byte of the body
+are compared, and what the client's own types made of them; sameness.py says what two identical calls to one
+engine differ in as well.
 
     differential.py DIRECT_URL GATE_URL [MODEL]
 
@@ -11,20 +11,10 @@ Exit status 0 when nothing differed.
 
 import asyncio
 import json
-import re
 import sys
 
 import openai
-
-# Differ between any two calls: when it was, and the id that an engine makes up for a response.
-EXCEPTED_HEADERS = {"date", "x-request-id", "connection", "keep-alive", "transfer-encoding"}
-EXCEPTED_FIELDS = [
-    (re.compile(rb'"created(_at)?":\s*\d+'), rb'"created":0'),
-    (re.compile(rb'"(chatcmpl-tool|chatcmpl|cmpl|call|resp|msg|modelperm)[-_][0-9A-Za-z_-]+"'), rb'"\1-0"'),
-]
-
-# How often a stream is asked for again until its chunking is equal too.
-STREAM_CHANCES = 4
+from sameness import compare, difference, join_chunks, normal, observed
 
 MESSAGES = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "hello world, how are you?"}]
 WEATHER = {
@@ -130,30 +120,14 @@ def resource_of(client, path):
     return client
 
 
-def normal(body):
-    for pattern, replacement in EXCEPTED_FIELDS:
-        body = pattern.sub(replacement, body)
-    return body
-
-
-def seen(response, body):
-    """Everything of a response that must not differ."""
-    headers = sorted((name.lower(), value) for name, value in response.headers.items())
-    return {
-        "status": response.status_code,
-        "headers": [pair for pair in headers if pair[0] not in EXCEPTED_HEADERS],
-        "body": normal(body).decode(errors="backslashreplace"),
-    }
-
-
 def raw(client, path, parameters):
     """The bytes of a response, as the client's transport saw them."""
     resource = resource_of(client, path).with_streaming_response
     try:
         with resource.create(**parameters) as response:
-            return seen(response, b"".join(response.iter_bytes()))
+            return observed(response.status_code, response.headers.items(), b"".join(response.iter_bytes()))
     except openai.APIStatusError as error:
-        return seen(error.response, error.response.content)
+        return observed(error.response.status_code, error.response.headers.items(), error.response.content)
 
 
 def typed(client, path, parameters):
@@ -174,66 +148,19 @@ def typed(client, path, parameters):
         }
     except openai.APIError as error:
         made = {"exception": type(error).__name__, "message": str(error)}
-    text = normal(json.dumps(made, sort_keys=True, separators=(",", ":")).encode())
-    return without_chunking(json.loads(text))
+    made = json.loads(normal(json.dumps(made, sort_keys=True, separators=(",", ":")).encode()))
+    return join_chunks(made) if isinstance(made, list) else made
 
 
-def without_chunking(made):
-    """Chunks joined where only the engine's timing decided that two tokens came apart."""
-    if not isinstance(made, list):
-        return made
-    joined = {}
-    for event in made:
-        for choice in event.get("choices") or []:
-            text = joined.setdefault(choice["index"], {"text": "", "finish": None})
-            delta = choice.get("delta") or {}
-            text["text"] += (delta.get("content") or "") + (choice.get("text") or "")
-            for call in delta.get("tool_calls") or []:
-                function = call.get("function") or {}
-                text["text"] += f"[{function['name']}]" if function.get("name") else ""
-                text["text"] += function.get("arguments") or ""
-            text["finish"] = choice.get("finish_reason") or text["finish"]
-        if event.get("usage"):
-            joined["usage"] = event["usage"]
-        if event.get("type"):
-            joined.setdefault("events", {})[event["type"]] = True
-    return joined
-
-
-def chunking_free(observed):
-    """A stream's body as its parsed and joined events; chunk boundaries of an engine under load are not ours."""
-    events = [line[6:] for line in observed["body"].splitlines() if line.startswith("data: {")]
-    keys = sorted({key for event in events for key in json.loads(event)})
-    text = without_chunking([json.loads(event) for event in events])
-    return {**observed, "body": {"joined": text, "keys": keys, "done": "data: [DONE]" in observed["body"]}}
-
-
-def difference(direct, gate):
-    """Words for the first difference; empty when there is none."""
-    if direct == gate:
-        return ""
-    if not isinstance(direct, dict) or not isinstance(gate, dict):
-        return f"direct {direct!r}\n      gate   {gate!r}"
-    keys = [key for key in {**direct, **gate} if direct.get(key) != gate.get(key)]
-    return "; ".join(f"{key}: {difference(direct.get(key), gate.get(key))}" for key in keys)
-
-
-def compare(direct, gate, path, parameters, loose):
-    """The first difference between going direct and through the gate, by bytes and by types.
-
-    An engine's timing may put two tokens into one chunk or into two. Such streams get a few more chances to come
-    out equal byte for byte; those that never do are counted in `loose` and compared with their chunks joined.
-    """
-    raw(direct, path, parameters)
-    for _ in range(STREAM_CHANCES if parameters.get("stream") else 1):
-        by_bytes = [raw(client, path, parameters) for client in (direct, gate)]
-        if by_bytes[0] == by_bytes[1]:
-            break
-    if parameters.get("stream") and by_bytes[0] != by_bytes[1]:
-        loose.append(path)
-        by_bytes = [chunking_free(observed) for observed in by_bytes]
-    by_types = [typed(client, path, parameters) for client in (direct, gate)]
-    return difference(*by_bytes) or difference(*by_types)
+def compare_call(direct, gate, path, parameters, loose):
+    """The first difference between calling directly and through the gate, by bytes, then by types."""
+    by_bytes = compare(
+        lambda: raw(direct, path, parameters),
+        lambda: raw(gate, path, parameters),
+        bool(parameters.get("stream")),
+        loose,
+    )
+    return by_bytes or difference(typed(direct, path, parameters), typed(gate, path, parameters))
 
 
 async def many_at_once(url, model, count):
@@ -270,7 +197,7 @@ def main():
     for name, path, parameters in CASES:
         parameters = {"model": model, **parameters}
         try:
-            results.append((name, compare(direct, gate, path, parameters, loose)))
+            results.append((name, compare_call(direct, gate, path, parameters, loose)))
         except Exception as error:  # A case that cannot be compared failed; the others go on.
             results.append((name, f"{type(error).__name__}: {error}"))
     texts = [asyncio.run(many_at_once(url, model, 24)) for url in (direct_url, gate_url)]

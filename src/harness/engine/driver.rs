@@ -45,7 +45,7 @@ pub(super) enum Command {
 }
 
 /// What `/metrics` shows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) stats: Stats,
     pub(super) stopped: u64,
@@ -87,7 +87,7 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(engine: Engine, clock: Clock, published: watch::Sender<Snapshot>) -> Self {
-        let snapshot = published.borrow().clone();
+        let snapshot = *published.borrow();
         Self {
             engine,
             clock,
@@ -262,5 +262,92 @@ impl Driver {
     fn wakeup(&self) -> Option<Time> {
         let arrival = self.arriving.first_key_value().map(|((at, _), _)| *at);
         self.busy_until.or(arrival)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::core::cost::CPU_TINY;
+    use super::super::core::{Config, Lookups, Output, Scheduling};
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            blocks: 40,
+            block_size: 4,
+            max_num_seqs: 4,
+            max_num_batched_tokens: 32,
+            scheduling: Scheduling::Fcfs,
+            lookups: Lookups::Admission,
+            cost: CPU_TINY,
+        }
+    }
+
+    fn driver() -> Driver {
+        let (published, _) = watch::channel(Snapshot::default());
+        Driver::new(Engine::new(config()), Clock::real(), published)
+    }
+
+    fn submit(driver: &mut Driver, id: u64, at_ms: u64, tokens: u32) -> watch::Receiver<Progress> {
+        let mut prompt = config().chain(b"");
+        prompt.extend((0..tokens).map(|token| token + 1000 * tokens));
+        let (progress, watched) = watch::channel(Progress::default());
+        driver.apply(Command::Submit {
+            at: Time::from_millis(at_ms),
+            request: Request {
+                id: RequestId(id),
+                prompt,
+                priority: 0,
+                output: Output::filler(10, Finish::Length, id),
+            },
+            progress,
+        });
+        watched
+    }
+
+    /// Wakes every `wake_ms` up to two seconds; when each request ended and what the engine counted.
+    fn play(wake_ms: u64) -> (Duration, Stats) {
+        let mut driver = driver();
+        for id in 0..20 {
+            drop(submit(
+                &mut driver,
+                id,
+                7 * id,
+                20 + 4 * u32::try_from(id % 5).unwrap(),
+            ));
+        }
+        for wake in 1..=2000 / wake_ms {
+            while !driver.catch_up(Time::from_millis(wake * wake_ms)) {}
+        }
+        (driver.time.since(Time::ZERO), driver.engine.stats())
+    }
+
+    #[test]
+    fn how_often_the_task_wakes_changes_nothing() {
+        assert_eq!(play(1), play(2000));
+        assert_eq!(play(1).1.generation_tokens, 200);
+    }
+
+    #[test]
+    fn nothing_is_visible_before_its_iteration_ends() {
+        let mut driver = driver();
+        let watched = submit(&mut driver, 1, 10, 8);
+        assert!(driver.catch_up(Time::from_millis(10)));
+        assert_eq!(watched.borrow().output, 0);
+        let end = driver.busy_until.unwrap();
+        assert!(driver.catch_up(Time::from_nanos(end.as_nanos() - 1)));
+        assert_eq!(watched.borrow().output, 0);
+        assert!(driver.catch_up(end));
+        assert_eq!(watched.borrow().output, 1);
+    }
+
+    #[test]
+    fn a_request_forgotten_on_its_way_never_reaches_the_engine() {
+        let mut driver = driver();
+        let watched = submit(&mut driver, 1, 10, 8);
+        driver.apply(Command::Forget(RequestId(1)));
+        assert!(driver.catch_up(Time::from_millis(100)));
+        assert_eq!(driver.engine.stats().prefix_queries, 0);
+        assert!(watched.has_changed().is_err(), "its sender is gone");
     }
 }

@@ -15,11 +15,11 @@ pub(super) const E2E_BOUNDS: [f64; 21] = [
 ];
 
 /// Durations counted by bucket.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Histogram {
     bounds: &'static [f64],
-    /// Durations up to each bound but above the one before.
-    counts: Vec<u64>,
+    /// Durations up to each bound but above the one before. As long as the longest list of bounds.
+    counts: [u64; TTFT_BOUNDS.len()],
     count: u64,
     sum: f64,
 }
@@ -28,7 +28,7 @@ impl Histogram {
     pub(super) fn new(bounds: &'static [f64]) -> Self {
         Self {
             bounds,
-            counts: vec![0; bounds.len()],
+            counts: [0; TTFT_BOUNDS.len()],
             count: 0,
             sum: 0.0,
         }

@@ -222,7 +222,7 @@ async fn version() -> Response {
 }
 
 async fn show_metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let snapshot = shared.snapshot.borrow().clone();
+    let snapshot = *shared.snapshot.borrow();
     let kind = "text/plain; version=1.0.0; charset=utf-8";
     let page = metrics::render(&shared.config, &snapshot);
     ([(header::CONTENT_TYPE, kind)], page).into_response()

@@ -117,3 +117,6 @@ pub async fn serve(
         .context("the engine's HTTP server failed")?;
     driver.await.context("the engine's driver failed")
 }
+
+#[cfg(test)]
+mod tests;

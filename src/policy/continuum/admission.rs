@@ -89,6 +89,12 @@ impl Continuum {
         }
     }
 
+    /// Whether a request of the program would be the first in the queue.
+    pub(super) fn leads(&self, id: ProgramId) -> bool {
+        let first = self.waiting.next(None);
+        first.is_none_or(|((key, _), _)| self.key(id) < key)
+    }
+
     /// Where `arrival` can start now, nobody being ahead of it.
     pub(super) fn room_for(&mut self, arrival: &Arrival, id: ProgramId) -> Option<BackendId> {
         self.unblock();

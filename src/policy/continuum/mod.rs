@@ -141,10 +141,12 @@ impl Continuum {
             return self.start(&anonymous, least, out);
         };
         self.note_arrival(now, id, &arrival);
-        if self.waiting.is_empty()
+        // Most returns in time are first in the queue and fit: they need not enter it.
+        if self.leads(id)
             && let Some(backend) = self.room_for(&arrival, id)
         {
-            return self.start(&arrival, backend, out);
+            self.start(&arrival, backend, out);
+            return self.pump(out);
         }
         self.enqueue(now, id, arrival);
         self.pump(out);
@@ -201,7 +203,8 @@ impl Continuum {
         }
     }
 
-    /// A request of a program ended. Returns whether the program's room is kept, for now until this moment.
+    /// A request of a program ended. Returns whether the program's room is kept: until this very moment, which the
+    /// `ToolGap` that comes with it may extend.
     fn step_ended(
         &mut self,
         now: Time,

@@ -6,34 +6,35 @@
 //! proxy's business.
 
 mod facts;
+mod filter;
 mod frame;
 mod json;
 
-use std::ops::Range;
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 pub use facts::{Finish, MULTI_TOOL, ResponseFacts};
+pub use filter::HELD_FRAME_LIMIT;
 
 use super::sse::FrameScanner;
 use facts::Collector;
+use filter::{Filter, Kind};
 use frame::FrameReader;
 use json::Walker;
-
-/// How many bytes of an incomplete frame are held back while the usage frame is to be hidden. A frame that
-/// outgrows it passes unfiltered.
-pub const HELD_FRAME_LIMIT: usize = 1 << 20;
 
 /// Watches a streamed response pass.
 ///
 /// With `hide_usage` the gate asked for the usage report on the client's behalf: the frame that has `choices`
-/// empty and a usage object is taken out, every other byte passes. An incomplete frame at a chunk's end waits
-/// for its rest, up to [`HELD_FRAME_LIMIT`]. Without `hide_usage` every chunk passes at once.
+/// empty and a usage object is taken out, and its `system_fingerprint` goes back to the frame that ended the
+/// model's turn, where vLLM puts it when nobody asks for usage; every other byte passes. That frame waits for the
+/// one after it, and an incomplete frame at a chunk's end for its rest, up to [`HELD_FRAME_LIMIT`]. Without
+/// `hide_usage` every chunk passes at once.
 #[derive(Debug)]
 pub struct StreamObserver {
     scanner: FrameScanner,
     reader: FrameReader,
     filter: Option<Filter>,
+    /// The model's turn ended with a frame before this one.
+    ended: bool,
 }
 
 impl StreamObserver {
@@ -43,6 +44,7 @@ impl StreamObserver {
             scanner: FrameScanner::new(),
             reader: FrameReader::new(),
             filter: hide_usage.then(Filter::default),
+            ended: false,
         }
     }
 
@@ -64,10 +66,11 @@ impl StreamObserver {
             let frame = start..start + len;
             start = frame.end;
             self.reader.read_to_end(&chunk[frame.clone()]);
+            let kind = self.kind();
             if let Some(filter) = &mut self.filter {
-                filter.frame(&chunk, frame, self.reader.is_usage_only(), forward);
+                filter.frame(&chunk, frame, kind, forward);
             }
-            self.reader.next_frame();
+            self.next_frame();
         }
         self.reader.read(&chunk[start..]);
         if let Some(filter) = &mut self.filter {
@@ -79,70 +82,33 @@ impl StreamObserver {
     /// Ends the response: an incomplete frame that was held back passes, unless it is the usage frame without
     /// its blank line.
     pub fn finish(&mut self, forward: &mut impl FnMut(Bytes)) {
+        let kind = self.kind();
         if let Some(filter) = &mut self.filter {
-            filter.frame(&Bytes::new(), 0..0, self.reader.is_usage_only(), forward);
+            filter.frame(&Bytes::new(), 0..0, kind, forward);
+            filter.finish(forward);
         }
+        self.next_frame();
+    }
+
+    /// What the frame that was just read is to the filter.
+    fn kind(&self) -> Kind {
+        if self.reader.is_usage_only() {
+            Kind::Usage
+        } else if self.facts().finish.is_some() && !self.ended {
+            Kind::Ending
+        } else {
+            Kind::Ordinary
+        }
+    }
+
+    fn next_frame(&mut self) {
+        self.ended = self.facts().finish.is_some();
         self.reader.next_frame();
     }
 
     /// What has been learnt so far.
     pub fn facts(&self) -> &ResponseFacts {
         self.reader.facts()
-    }
-}
-
-/// Takes usage frames out of a stream, and passes the frames between them in one piece.
-#[derive(Debug, Default)]
-struct Filter {
-    /// The beginning of a frame, from earlier chunks.
-    held: BytesMut,
-    /// Some of the frame has passed, because it outgrew [`HELD_FRAME_LIMIT`]; the rest passes as it comes.
-    overflowed: bool,
-    /// Where, in this chunk, the bytes begin that have neither passed nor been taken out.
-    pending: usize,
-}
-
-impl Filter {
-    /// A frame is complete; its last bytes are `frame` of `chunk`.
-    fn frame(
-        &mut self,
-        chunk: &Bytes,
-        frame: Range<usize>,
-        hide: bool,
-        forward: &mut impl FnMut(Bytes),
-    ) {
-        if hide && !self.overflowed {
-            pass(chunk, self.pending..frame.start, forward);
-            self.pending = frame.end;
-            self.held.clear();
-        } else if !self.held.is_empty() {
-            forward(self.held.split().freeze());
-        }
-        self.overflowed = false;
-    }
-
-    /// The chunk is over; an incomplete frame begins at `open`.
-    fn end_of_chunk(&mut self, chunk: &Bytes, open: usize, forward: &mut impl FnMut(Bytes)) {
-        pass(chunk, self.pending..open, forward);
-        self.pending = 0;
-        let open = open..chunk.len();
-        if !self.overflowed && self.held.len() + open.len() > HELD_FRAME_LIMIT {
-            self.overflowed = true;
-            if !self.held.is_empty() {
-                forward(self.held.split().freeze());
-            }
-        }
-        if self.overflowed {
-            pass(chunk, open, forward);
-        } else {
-            self.held.extend_from_slice(&chunk[open]);
-        }
-    }
-}
-
-fn pass(chunk: &Bytes, range: Range<usize>, forward: &mut impl FnMut(Bytes)) {
-    if !range.is_empty() {
-        forward(chunk.slice(range));
     }
 }
 

@@ -258,23 +258,71 @@ fn nested_keys_of_the_same_name_are_not_taken_for_facts() {
     assert_eq!(facts, served(None, Finish::Stop, None));
 }
 
+/// The frames of a recorded stream that asked for usage, as they would be if it had not.
+fn unasked(stream: &[u8]) -> String {
+    const STAMP: &str = ",\"system_fingerprint\":\"vllm-0.32.0-c606691a\"";
+    let text = String::from_utf8_lossy(stream);
+    assert!(text.contains(STAMP));
+    let kept = text
+        .split_inclusive("\n\n")
+        .filter(|frame| !frame.contains("\"choices\":[]"))
+        .map(|frame| match frame.strip_suffix("}\n\n") {
+            Some(open) if !frame.contains("\"finish_reason\":null") => {
+                format!("{open}{STAMP}}}\n\n")
+            }
+            _ => frame.to_owned(),
+        });
+    kept.collect()
+}
+
 #[test]
-fn only_the_usage_frame_is_taken_out() {
+fn the_usage_frame_is_taken_out_and_its_fingerprint_moved_to_the_ending() {
     let stream = golden!("chat-stream-usage");
     let hidden = watch(true, [stream]);
-    let without: Vec<u8> = stream
-        .split_inclusive(|&byte| byte == b'\n')
-        .collect::<Vec<_>>()
-        .chunks(2)
-        .filter(|frame| memchr::memmem::find(&frame.concat(), b"\"choices\":[]").is_none())
-        .flat_map(<[&[u8]]>::concat)
-        .collect();
-    assert!(without.len() < stream.len());
-    assert_eq!(
-        String::from_utf8_lossy(&hidden.passed),
-        String::from_utf8_lossy(&without)
-    );
+    assert_eq!(String::from_utf8_lossy(&hidden.passed), unasked(stream));
     assert_eq!(hidden.facts, facts_of(stream));
+}
+
+#[test]
+fn an_ending_waits_for_one_frame_and_no_longer() {
+    let ending = Bytes::from_static(b"data: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\n");
+    let next = Bytes::from_static(b": keep-alive\n\n");
+    let mut observer = StreamObserver::new(true);
+    let mut forwarded = Vec::new();
+    observer.push(ending.clone(), &mut |bytes| forwarded.push(bytes));
+    assert!(forwarded.is_empty());
+    observer.push(next.clone(), &mut |bytes| forwarded.push(bytes));
+    assert_eq!(forwarded, [ending.clone(), next]);
+
+    // Nor is it lost where the stream breaks off.
+    let mut observer = StreamObserver::new(true);
+    let mut forwarded = Vec::new();
+    observer.push(ending.clone(), &mut |bytes| forwarded.push(bytes));
+    observer.finish(&mut |bytes| forwarded.push(bytes));
+    assert_eq!(forwarded, [ending]);
+}
+
+#[test]
+fn an_ending_that_has_a_fingerprint_or_whose_server_has_none_passes_as_it_is() {
+    for (ending, usage) in [
+        (
+            r#"{"choices":[{"finish_reason":"stop"}],"system_fingerprint":"a"}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":1},"system_fingerprint":"b"}"#,
+        ),
+        (
+            r#"{"choices":[{"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":1},"system_fingerprint":null}"#,
+        ),
+        (
+            r#"{"choices":[{"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":1}}"#,
+        ),
+    ] {
+        let stream = format!("data: {ending}\n\ndata: {usage}\n\ndata: [DONE]\n\n");
+        let hidden = watch(true, [stream.as_bytes()]);
+        let kept = format!("data: {ending}\n\ndata: [DONE]\n\n");
+        assert_eq!(String::from_utf8_lossy(&hidden.passed), kept);
+    }
 }
 
 #[test]
@@ -305,8 +353,10 @@ fn usage_on_ordinary_chunks_is_not_hidden() {
 
 #[test]
 fn a_chunk_of_whole_frames_is_forwarded_in_one_piece_without_a_copy() {
-    for hide_usage in [false, true] {
-        let chunk = Bytes::from_static(golden!("chat-stream"));
+    let content =
+        b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+    for (hide_usage, chunk) in [(false, golden!("chat-stream")), (true, &content.repeat(3))] {
+        let chunk = Bytes::copy_from_slice(chunk);
         let mut forwarded = Vec::new();
         StreamObserver::new(hide_usage).push(chunk.clone(), &mut |bytes| forwarded.push(bytes));
         assert_eq!(forwarded.len(), 1);

@@ -50,4 +50,22 @@ impl Fixture {
         let frames = text.split_inclusive("\n\n");
         frames.map(|frame| frame.as_bytes().to_vec()).collect()
     }
+
+    /// The frames of a stream that asked for usage, as vLLM sends them when nobody asks: without the frame of the
+    /// usage, whose fingerprint then stands in the frame that ends the turn.
+    pub(crate) fn frames_without_usage(&self) -> Vec<Vec<u8>> {
+        const STAMP: &str = ",\"system_fingerprint\":\"vllm-0.32.0-c606691a\"";
+        let mut frames = self.frames();
+        let usage = frames.remove(frames.len() - 2);
+        let usage = String::from_utf8(usage).unwrap();
+        assert!(
+            usage.contains("\"choices\":[]") && usage.contains(STAMP),
+            "{usage}"
+        );
+        let ending = frames.len() - 2;
+        let text = String::from_utf8(frames[ending].clone()).unwrap();
+        let open = text.strip_suffix("}\n\n").unwrap();
+        frames[ending] = format!("{open}{STAMP}}}\n\n").into_bytes();
+        frames
+    }
 }

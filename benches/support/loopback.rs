@@ -1,5 +1,9 @@
 //! A stub backend and a client that cost next to nothing: blocking threads, one buffer each, no allocation per
 //! request. What is measured with them is the gate.
+#![expect(
+    clippy::expect_used,
+    reason = "a measurement without its stub is no measurement"
+)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +18,7 @@ const REPLY: &str = concat!(
 
 /// Starts a stub that answers every request with the same completion (and `/metrics` with 404). Its threads end
 /// with the process.
-pub fn stub() -> SocketAddr {
+pub(crate) fn stub() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = listener.local_addr().expect("a bound address");
     std::thread::spawn(move || {
@@ -45,7 +49,7 @@ fn answer(mut stream: TcpStream) {
 
 /// A client with one connection.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     request: Vec<u8>,
     buffer: Vec<u8>,
@@ -53,7 +57,7 @@ pub struct Client {
 
 impl Client {
     /// A client of `addr` that sends `body` as a chat completion request.
-    pub fn connect(addr: SocketAddr, body: &str) -> Self {
+    pub(crate) fn connect(addr: SocketAddr, body: &str) -> Self {
         let head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: {addr}\r\naccept: application/json\r\ncontent-type: application/json\r\nuser-agent: OpenAI/Python 2.54.0\r\nauthorization: Bearer EMPTY\r\nx-stainless-retry-count: 0\r\ncontent-length: {}\r\n\r\n",
             body.len()
@@ -68,7 +72,7 @@ impl Client {
     }
 
     /// One request and its response; returns the response's length in bytes.
-    pub fn call(&mut self) -> usize {
+    pub(crate) fn call(&mut self) -> usize {
         self.stream.write_all(&self.request).expect("a live socket");
         let length = read_message(&mut self.stream, &mut self.buffer).expect("a whole response");
         assert!(
@@ -109,22 +113,4 @@ fn message_length(bytes: &[u8]) -> Option<usize> {
         .iter()
         .take_while(|byte| byte.is_ascii_digit());
     Some(head + digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0')))
-}
-
-/// A chat request of about `bytes` bytes, shaped as an agent's: system message, tools, a long history, and the
-/// program's id last, where a scan finds it latest.
-pub fn chat_body(bytes: usize) -> String {
-    let mut history = String::new();
-    let mut turn = 0;
-    while history.len() + 500 < bytes {
-        let text = "word and \\\"quoted\\\" text, ".repeat(16);
-        history += &format!(r#",{{"role":"user","content":"{turn} {text}"}}"#);
-        turn += 1;
-    }
-    let tools =
-        r#"[{"type":"function","function":{"name":"get_order","parameters":{"type":"object"}}}]"#;
-    let system = r#"{"role":"system","content":"You are a careful agent."}"#;
-    format!(
-        r#"{{"messages":[{system}{history}],"model":"m","max_tokens":8000,"temperature":1,"tools":{tools},"job_id":"tau2:retail:0:46fbbefc","is_last_step":false}}"#
-    )
 }
