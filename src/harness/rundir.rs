@@ -18,7 +18,7 @@ use anyhow::Context;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::StepRecord;
+use crate::telemetry::{StepRecord, kv_csv};
 
 /// What was run, as `manifest.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -193,7 +193,7 @@ impl RunDir {
     /// # Errors
     /// When it exists and cannot be read.
     pub fn kv_csv(&self) -> anyhow::Result<Option<String>> {
-        self.read_if_there("kv_cache_timeseries.csv")
+        self.read_if_there(kv_csv::FILE)
     }
 
     fn read_if_there(&self, name: &str) -> anyhow::Result<Option<String>> {

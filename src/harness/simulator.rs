@@ -76,10 +76,11 @@ impl From<ShapeName> for Shape {
 /// # Errors
 /// An option that cannot work; standard output that cannot be written.
 pub fn run(args: &SimulateArgs) -> anyhow::Result<()> {
-    if args.calibration {
-        return Ok(calibration::print_calibration()?);
-    }
-    let text = table(args)?;
+    let text = if args.calibration {
+        calibration::render(&calibration::calibration_table())
+    } else {
+        table(args)?
+    };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

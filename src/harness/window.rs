@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::telemetry::kv_csv;
+
 /// Default threshold of KV usage, in percent.
 pub const THRESHOLD_PERCENT: f64 = 70.0;
 
@@ -96,25 +98,17 @@ const fn whole_seconds(at_s: f64) -> i64 {
     at_s.floor() as i64
 }
 
-/// Reads the KV usage rows of a `kv_cache_timeseries.csv`: `ts_iso,ts_unix,port,metric,value`.
+/// The KV usage samples of a `kv_cache_timeseries.csv`.
 ///
 /// As the reference scripts do, takes every metric whose name holds `kv_cache_usage_perc`, of all ports, and
 /// skips rows that do not parse. A fraction of a second in `ts_unix` is cut off.
 pub fn parse_kv_csv(text: &str) -> Vec<KvSample> {
-    text.lines().filter_map(parse_row).collect()
-}
-
-fn parse_row(line: &str) -> Option<KvSample> {
-    let mut cells = line.split(',');
-    let (_iso, ts, _port) = (cells.next()?, cells.next()?, cells.next()?);
-    let (metric, value) = (cells.next()?, cells.next()?);
-    metric.contains("kv_cache_usage_perc").then_some(())?;
-    let ts_s: f64 = ts.trim().parse().ok()?;
-    let usage: f64 = value.trim().parse().ok()?;
-    Some(KvSample {
-        ts_s: whole_seconds(ts_s),
-        usage_percent: usage * 100.0,
-    })
+    let usage = kv_csv::rows(text).filter(|row| row.metric.contains("kv_cache_usage_perc"));
+    let sample = |row: kv_csv::Row<'_>| KvSample {
+        ts_s: whole_seconds(row.ts_unix),
+        usage_percent: row.value * 100.0,
+    };
+    usage.map(sample).collect()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::gate::Gate;
 use super::outgoing::Outgoing;
 use super::pool::{Pool, PoolConfig};
 use crate::policy::BackendId;
-use crate::telemetry::sample::Scrape;
+use crate::telemetry::scrape::Scrape;
 
 /// Failed scrapes in a row after which a backend counts as down.
 pub const FAILURES_TO_DOWN: u32 = 3;

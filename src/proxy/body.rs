@@ -162,7 +162,7 @@ impl Relay {
     /// length was promised.
     fn broke(&mut self, error: &ProxyError) -> Option<std::io::Error> {
         self.incoming = None;
-        self.proxy.gauges.refused(error.code());
+        self.proxy.metrics.refused(error.code());
         if let Some(mut flight) = self.flight.take() {
             flight.fail(error, &self.watch.facts());
         }

@@ -67,7 +67,7 @@ pub async fn health(State(proxy): State<Arc<Proxy>>) -> Response {
 
 /// `GET /metrics`: kvgate's own series, then the backends' `vllm:` series as they were last scraped.
 pub async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
-    proxy.update_gauges();
+    proxy.update_metrics();
     // A backend that is down counts as well: whether series carry a backend label must not depend on it.
     let page = |backend: &Backend| (backend.name(), backend.status().metrics.unwrap_or_default());
     let pages: Vec<_> = proxy.backends.iter().map(page).collect();
@@ -75,7 +75,7 @@ pub async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
         .iter()
         .map(|(name, text)| (name.as_str(), &**text))
         .collect();
-    let text = proxy.gauges.render() + &merge_backends(&parts);
+    let text = proxy.metrics.render() + &merge_backends(&parts);
     ([(header::CONTENT_TYPE, EXPOSITION)], text).into_response()
 }
 

@@ -14,7 +14,7 @@ use super::request::RequestView;
 use super::sequencer::{Answer, Arriving, Ending, Refusal, Verdict};
 use super::state::Proxy;
 use crate::policy::{BackendId, HoldReason, Outcome, RequestId};
-use crate::telemetry::gauges::ClientGone;
+use crate::telemetry::metrics::ClientGone;
 use crate::telemetry::observe::ResponseFacts;
 use crate::telemetry::step::{StepRecord, StepTimer};
 
@@ -92,7 +92,7 @@ impl Flight {
                 };
                 self.timer.admitted(now);
                 self.backend = Some(backend);
-                self.proxy.gauges.sent(backend);
+                self.proxy.metrics.sent(backend);
                 Ok(backend)
             }
             Verdict::Refuse(refusal) => Err(ProxyError::refused(refusal, || self.proxy.causes())),
@@ -105,7 +105,7 @@ impl Flight {
         self.status = status.as_u16();
         self.retries = retries;
         if retries > 0 {
-            self.proxy.gauges.retried();
+            self.proxy.metrics.retried();
         }
     }
 
@@ -149,7 +149,7 @@ impl Flight {
         };
         let now = self.proxy.gate.finish(self.request, &ending);
         let timer = &self.timer;
-        let gauges = &self.proxy.gauges;
+        let gauges = &self.proxy.metrics;
         if let Some(reason) = self.hold_reason {
             gauges.held_for(reason, timer.hold_s(now));
         }
@@ -199,7 +199,7 @@ impl Drop for Flight {
             } else {
                 ClientGone::Held
             };
-            self.proxy.gauges.client_gone(gone);
+            self.proxy.metrics.client_gone(gone);
             self.close(
                 Outcome::Cancelled,
                 Outcome::Cancelled.as_str(),

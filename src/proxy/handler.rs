@@ -32,7 +32,7 @@ pub async fn forward(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<
         None => pass(Arc::clone(&proxy), request).await,
     };
     outcome.unwrap_or_else(|error| {
-        proxy.gauges.refused(error.code());
+        proxy.metrics.refused(error.code());
         error.to_response().map(GateBody::Full)
     })
 }

@@ -224,7 +224,7 @@ async fn watch(proxy: &Proxy, index: usize) -> ! {
     loop {
         ticks.tick().await;
         if !backend.probe(&proxy.gate).await {
-            proxy.gauges.scrape_failed(backend.id);
+            proxy.metrics.scrape_failed(backend.id);
         }
     }
 }

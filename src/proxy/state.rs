@@ -6,7 +6,7 @@ use super::Config;
 use super::backend::Backend;
 use super::gate::Gate;
 use crate::policy::BackendId;
-use crate::telemetry::gauges::Gauges;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recorder::Recorder;
 
 /// The gate's shared state: the sequencer behind its lock, the backends, and where telemetry goes.
@@ -21,7 +21,7 @@ pub struct Proxy {
     /// Records of steps and samples.
     pub recorder: Recorder,
     /// kvgate's own series.
-    pub gauges: Gauges,
+    pub metrics: Metrics,
     /// The policy's name, for records.
     pub policy_name: &'static str,
     ready: AtomicBool,
@@ -41,25 +41,25 @@ impl Proxy {
         let names: Vec<String> = backends.iter().map(Backend::name).collect();
         let policy_name = gate.with(|sequencer, _| sequencer.snapshot().policy);
         let ready = AtomicBool::new(true);
-        let gauges = Gauges::new(&names)?;
+        let metrics = Metrics::new(&names)?;
         Ok(Self {
             config,
             gate,
             backends,
             recorder,
-            gauges,
+            metrics,
             policy_name,
             ready,
         })
     }
 
     /// Brings the series that are read and not counted up to date.
-    pub fn update_gauges(&self) {
-        self.gauges
+    pub fn update_metrics(&self) {
+        self.metrics
             .policy(&self.gate.with(|sequencer, _| sequencer.snapshot()));
-        self.gauges.records_dropped(self.recorder.dropped());
+        self.metrics.records_dropped(self.recorder.dropped());
         for backend in &self.backends {
-            self.gauges.backend_up(backend.id, backend.is_up());
+            self.metrics.backend_up(backend.id, backend.is_up());
         }
     }
 

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::exposition::{self, Sample};
-use super::sample::VLLM_PREFIX;
+use super::prometheus_text::{self, Sample};
+use super::scrape::VLLM_PREFIX;
 
 /// The `vllm:` families of `parts`, which are pairs of a backend's URL and its `/metrics` text.
 ///
@@ -104,7 +104,7 @@ fn take<'a>(families: &mut Families<'a>, position: usize, backend: &str, text: &
             }
             continue;
         }
-        let Some(Ok(sample)) = exposition::samples(line).next() else {
+        let Some(Ok(sample)) = prometheus_text::samples(line).next() else {
             continue;
         };
         if sample.name.starts_with(VLLM_PREFIX) {
@@ -179,7 +179,7 @@ mod tests {
     fn two_real_backends_keep_every_sample_and_sum_up() {
         let merged = merge_backends(&[("http://a", REAL), ("http://b", REAL)]);
         let count = |text: &str| {
-            exposition::samples(text)
+            prometheus_text::samples(text)
                 .flatten()
                 .filter(|s| s.name.starts_with("vllm:"))
                 .count()

@@ -1,21 +1,22 @@
 //! What happened, in the field's units: one [`StepRecord`] per request, one sample of every backend per interval.
 //!
-//! Depends on nothing but [`crate::policy`]'s vocabulary. [`sse`], [`observe`], [`exposition`], [`sample`] and
-//! [`step`] are pure; [`recorder`] writes the run directory from a thread of its own; [`gauges`] holds what
+//! Depends on nothing but [`crate::policy`]'s vocabulary. [`sse`], [`observe`], [`prometheus_text`], [`scrape`] and
+//! [`step`] are pure; [`recorder`] writes the run directory from a thread of its own; [`metrics`] holds what
 //! `GET /metrics` shows.
 
-pub mod exposition;
-pub mod gauges;
+pub mod kv_csv;
 pub mod merge;
+pub mod metrics;
 pub mod observe;
+pub mod prometheus_text;
 pub mod recorder;
-pub mod sample;
+pub mod scrape;
 pub mod sse;
 pub mod step;
 
-pub use gauges::{ClientGone, Gauges};
 pub use merge::merge_backends;
+pub use metrics::{ClientGone, Metrics};
 pub use observe::{BodyObserver, ResponseFacts, StreamObserver};
 pub use recorder::{KvRow, Recorder};
-pub use sample::Scrape;
+pub use scrape::Scrape;
 pub use step::{StepRecord, StepTimer};

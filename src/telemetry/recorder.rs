@@ -19,20 +19,15 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::sample::{KV_USAGE_METRIC, Scrape};
+use super::kv_csv;
+use super::scrape::Scrape;
 use super::step::StepRecord;
 
 /// One line per request.
 pub const STEPS_FILE: &str = "steps.jsonl";
 
-/// KV cache usage in the reference's layout.
-pub const KV_SERIES_FILE: &str = "kv_cache_timeseries.csv";
-
 /// Wide samples.
 pub const KV_SAMPLES_FILE: &str = "kv_samples.jsonl";
-
-/// The first line of [`KV_SERIES_FILE`].
-const KV_SERIES_HEADER: &str = "ts_iso,ts_unix,port,metric,value";
 
 /// How many records may wait for the writer: seconds of work at any rate a gate reaches, and a few MiB.
 pub const QUEUE_LIMIT: usize = 16_384;
@@ -171,9 +166,9 @@ impl Files {
     fn open(dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(dir)
             .map_err(|error| named(&error, "make the run directory", dir))?;
-        let mut kv_series = append_to(&dir.join(KV_SERIES_FILE))?;
+        let mut kv_series = append_to(&dir.join(kv_csv::FILE))?;
         if kv_series.get_ref().metadata()?.len() == 0 {
-            writeln!(kv_series, "{KV_SERIES_HEADER}")?;
+            writeln!(kv_series, "{}", kv_csv::HEADER)?;
             kv_series.flush()?;
         }
         Ok(Self {
@@ -209,9 +204,7 @@ impl Files {
     }
 
     fn kv(&mut self, row: &KvRow) -> io::Result<()> {
-        for line in series_lines(row) {
-            writeln!(self.kv_series, "{line}")?;
-        }
+        kv_csv::write(&mut self.kv_series, row)?;
         json_line(&mut self.kv_samples, &WideSample::of(row))
     }
 
@@ -243,20 +236,6 @@ fn named(error: &io::Error, act: &str, path: &Path) -> io::Error {
 fn json_line(file: &mut BufWriter<File>, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *file, value)?;
     file.write_all(b"\n")
-}
-
-/// The rows of one sample in the reference's layout: one per usage line, or one NaN when the scrape failed.
-fn series_lines(row: &KvRow) -> Vec<String> {
-    let seconds = row.at_s.max(0.0).floor();
-    let stamp = format!("{},{seconds:.0},{}", iso_utc(seconds), row.port);
-    match &row.scrape {
-        None => vec![format!("{stamp},{KV_USAGE_METRIC},NaN")],
-        Some(scrape) => scrape
-            .usage_lines
-            .iter()
-            .map(|usage| format!("{stamp},{},{}", usage.metric.replace(',', ";"), usage.value))
-            .collect(),
-    }
 }
 
 /// One line of [`KV_SAMPLES_FILE`]. The numbers of a failed scrape are `null`.
@@ -297,40 +276,6 @@ impl<'a> WideSample<'a> {
                 .collect(),
         }
     }
-}
-
-/// `seconds` since the Unix epoch as `2026-11-24T02:57:49+00:00`, the layout of `date -Is` in UTC.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "whole, not negative, and `as` saturates"
-)]
-fn iso_utc(seconds: f64) -> String {
-    let seconds = seconds as u64;
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil_from_days(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
-}
-
-/// Year, month and day of the day that is `days` after 1970-01-01, in the Gregorian calendar.
-///
-/// Counts in years that begin in March, so that a leap day is a year's last (Howard Hinnant, "chrono-compatible
-/// low-level date algorithms").
-const fn civil_from_days(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = era * 400 + year_of_era + (month <= 2) as u64;
-    (year, month, day)
 }
 
 #[cfg(test)]
@@ -424,7 +369,7 @@ mod tests {
                     2026-11-24T02:57:49+00:00,1795489069,8000,vllm:kv_cache_usage_perc{engine=\"0\";model_name=\"m\"},1e-05\n\
                     2026-11-24T02:57:49+00:00,1795489069,8000,vllm:kv_cache_usage_perc,NaN\n";
         let expected = format!("ts_iso,ts_unix,port,metric,value\n{rows}{rows}");
-        assert_eq!(read(dir.path(), KV_SERIES_FILE), expected);
+        assert_eq!(read(dir.path(), kv_csv::FILE), expected);
     }
 
     #[test]
@@ -464,13 +409,5 @@ mod tests {
         recorder.step(step(0));
         assert_eq!(recorder.dropped(), 0);
         recorder.close().unwrap();
-    }
-
-    #[test]
-    fn dates_follow_the_calendar() {
-        assert_eq!(iso_utc(0.0), "1970-01-01T00:00:00+00:00");
-        assert_eq!(iso_utc(951_782_400.0), "2000-02-29T00:00:00+00:00");
-        assert_eq!(iso_utc(1_709_251_199.0), "2024-02-29T23:59:59+00:00");
-        assert_eq!(iso_utc(4_107_542_400.0), "2100-03-01T00:00:00+00:00");
     }
 }

@@ -8,7 +8,6 @@
 //! spread.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
 use std::time::Duration;
 
 use super::workload::Shape;
@@ -171,12 +170,4 @@ pub fn render(rows: &[Row]) -> String {
         );
     }
     text
-}
-
-/// Prints the table: `kvgate simulate --calibration`.
-///
-/// # Errors
-/// Standard output cannot be written.
-pub fn print_calibration() -> io::Result<()> {
-    io::stdout().write_all(render(&calibration_table()).as_bytes())
 }

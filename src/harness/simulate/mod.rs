@@ -16,7 +16,7 @@ use crate::policy::{Policy, Time};
 use workload::Shape;
 use world::World;
 
-pub use calibration::{calibration_table, print_calibration};
+pub use calibration::calibration_table;
 
 /// How an answer reads when it comes back as history.
 #[derive(Clone, Copy, Debug, PartialEq)]

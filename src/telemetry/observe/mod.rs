@@ -6,19 +6,19 @@
 //! proxy's business.
 
 mod facts;
-mod filter;
 mod frame;
+mod hide_usage;
 mod json;
 
 use bytes::Bytes;
 
 pub use facts::{Finish, MULTI_TOOL, ResponseFacts};
-pub use filter::HELD_FRAME_LIMIT;
+pub use hide_usage::HELD_FRAME_LIMIT;
 
 use super::sse::FrameScanner;
 use facts::Collector;
-use filter::{Filter, Kind};
 use frame::FrameReader;
+use hide_usage::{Filter, Kind};
 use json::Walker;
 
 /// Watches a streamed response pass.

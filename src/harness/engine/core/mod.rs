@@ -9,9 +9,9 @@ pub mod blocks;
 pub mod cost;
 pub mod hash;
 pub mod output;
-pub mod queue;
 mod scheduler;
 pub mod sequence;
+pub mod waiting;
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use thiserror::Error;
 pub use cost::CostModel;
 pub use hash::{Chain, TokenId};
 pub use output::{Finish, Output};
-pub use queue::Scheduling;
 pub use sequence::{Request, RequestId};
+pub use waiting::Scheduling;
 
 use crate::policy::Time;
 use hash::BlockHash;
@@ -103,7 +103,7 @@ pub struct StepReport {
     pub tokens: u32,
 }
 
-/// Gauges and counters since the engine began.
+/// Metrics and counters since the engine began.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Requests that run.
@@ -185,7 +185,7 @@ impl Engine {
         self.scheduler.is_idle()
     }
 
-    /// Gauges and counters, O(1).
+    /// Metrics and counters, O(1).
     pub fn stats(&self) -> Stats {
         self.scheduler.stats()
     }

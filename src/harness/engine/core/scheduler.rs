@@ -8,8 +8,8 @@
 
 use super::blocks::{BlockId, BlockPool};
 use super::cost::Work;
-use super::queue::{Scheduling, WaitingQueue};
 use super::sequence::{RequestId, Sequence};
+use super::waiting::{Scheduling, WaitingQueue};
 use super::{Config, Emitted, Lookups, Stats, StepReport};
 
 /// The queues and the cache of one engine.

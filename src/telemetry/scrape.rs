@@ -8,7 +8,7 @@
 //! | prefix cache, in tokens | `vllm:prefix_cache_{hits,queries}_total`, `vllm:gpu_prefix_cache_…`, both without `_total` |
 //! | KV capacity | labels of `vllm:cache_config_info` |
 
-use super::exposition::{self, Sample};
+use super::prometheus_text::{self, Sample};
 use crate::policy::{BackendId, BackendSample, Ratio, Tokens};
 
 /// The metric that names KV cache usage in rows written for a scrape that failed.
@@ -54,7 +54,7 @@ impl Scrape {
     pub fn parse(text: &str) -> Self {
         let mut scrape = Self::default();
         let mut counters = Counters::default();
-        for sample in exposition::samples(text).flatten() {
+        for sample in prometheus_text::samples(text).flatten() {
             scrape.take(&sample, &mut counters);
         }
         scrape.prefix_hits = counters.hits.total();

@@ -1,6 +1,6 @@
 //! The Prometheus text format, read without copying: one [`Sample`] per line, one typed error per bad line.
 //!
-//! Total: any text gives an iterator that ends, never a panic. Knows no metric's name; [`super::sample`] does.
+//! Total: any text gives an iterator that ends, never a panic. Knows no metric's name; [`super::scrape`] does.
 
 use std::borrow::Cow;
 

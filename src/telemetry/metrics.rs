@@ -26,7 +26,7 @@ pub enum ClientGone {
 
 /// kvgate's own series, in a registry of their own.
 #[derive(Debug)]
-pub struct Gauges {
+pub struct Metrics {
     registry: Registry,
     requests: RequestSeries,
     backends: Vec<BackendSeries>,
@@ -145,7 +145,7 @@ impl PolicySeries {
     }
 }
 
-impl Gauges {
+impl Metrics {
     /// The series of a gate with these backends, by URL in [`BackendId`] order.
     ///
     /// # Errors
@@ -323,18 +323,18 @@ mod tests {
     use super::*;
     use crate::policy::Tokens;
 
-    fn gauges() -> Gauges {
-        Gauges::new(&["http://a:1".to_owned(), "http://b:2".to_owned()]).unwrap()
+    fn fresh() -> Metrics {
+        Metrics::new(&["http://a:1".to_owned(), "http://b:2".to_owned()]).unwrap()
     }
 
     /// Whether the rendered text has this line.
-    fn shows(gauges: &Gauges, line: &str) -> bool {
-        gauges.render().lines().any(|shown| shown == line)
+    fn shows(metrics: &Metrics, line: &str) -> bool {
+        metrics.render().lines().any(|shown| shown == line)
     }
 
     #[test]
     fn every_series_is_there_before_anything_happened() {
-        let text = gauges().render();
+        let text = fresh().render();
         for series in [
             "kvgate_requests_total{outcome=\"tool_calls\"} 0",
             "kvgate_held_requests 0",
@@ -357,68 +357,71 @@ mod tests {
     #[test]
     fn handles_stand_for_the_label_that_they_are_indexed_by() {
         for outcome in OUTCOMES {
-            let gauges = gauges();
-            gauges.finished(outcome, None, 1.0);
+            let metrics = fresh();
+            metrics.finished(outcome, None, 1.0);
             let line = format!(
                 "kvgate_requests_total{{outcome=\"{}\"}} 1",
                 outcome.as_str()
             );
-            assert!(shows(&gauges, &line), "{line}");
+            assert!(shows(&metrics, &line), "{line}");
         }
         for reason in HoldReason::ALL {
-            let gauges = gauges();
-            gauges.held_for(reason, 1.0);
+            let metrics = fresh();
+            metrics.held_for(reason, 1.0);
             let line = format!(
                 "kvgate_hold_seconds_count{{reason=\"{}\"}} 1",
                 reason.as_str()
             );
-            assert!(shows(&gauges, &line), "{line}");
+            assert!(shows(&metrics, &line), "{line}");
         }
     }
 
     #[test]
     fn a_failure_counts_but_is_no_latency() {
-        let gauges = gauges();
-        gauges.finished(Outcome::Failed, Some(0.1), 0.2);
-        gauges.finished(Outcome::Stop, Some(0.3), 0.4);
-        gauges.refused("queue_full");
+        let metrics = fresh();
+        metrics.finished(Outcome::Failed, Some(0.1), 0.2);
+        metrics.finished(Outcome::Stop, Some(0.3), 0.4);
+        metrics.refused("queue_full");
         assert!(shows(
-            &gauges,
+            &metrics,
             "kvgate_requests_total{outcome=\"failed\"} 1"
         ));
         assert!(shows(
-            &gauges,
+            &metrics,
             "kvgate_requests_total{outcome=\"queue_full\"} 1"
         ));
-        assert!(shows(&gauges, "kvgate_ttft_seconds_sum 0.3"));
-        assert!(shows(&gauges, "kvgate_request_seconds_count 1"));
+        assert!(shows(&metrics, "kvgate_ttft_seconds_sum 0.3"));
+        assert!(shows(&metrics, "kvgate_request_seconds_count 1"));
     }
 
     #[test]
     fn each_backend_has_its_own_series() {
-        let gauges = gauges();
-        gauges.sent(BackendId(1));
-        gauges.sent(BackendId(1));
-        gauges.returned(BackendId(1));
-        gauges.backend_up(BackendId(0), true);
-        gauges.scrape_failed(BackendId(1));
-        gauges.scrape_failed(BackendId(9));
-        assert!(shows(&gauges, "kvgate_in_flight{backend=\"http://b:2\"} 1"));
+        let metrics = fresh();
+        metrics.sent(BackendId(1));
+        metrics.sent(BackendId(1));
+        metrics.returned(BackendId(1));
+        metrics.backend_up(BackendId(0), true);
+        metrics.scrape_failed(BackendId(1));
+        metrics.scrape_failed(BackendId(9));
         assert!(shows(
-            &gauges,
+            &metrics,
+            "kvgate_in_flight{backend=\"http://b:2\"} 1"
+        ));
+        assert!(shows(
+            &metrics,
             "kvgate_backend_up{backend=\"http://a:1\"} 1"
         ));
         assert!(shows(
-            &gauges,
+            &metrics,
             "kvgate_scrape_failures_total{backend=\"http://b:2\"} 1"
         ));
     }
 
     #[test]
     fn the_policys_state_is_shown_as_it_was_last_told() {
-        let gauges = gauges();
+        let metrics = fresh();
         for held in [7, 2] {
-            gauges.policy(&PolicySnapshot {
+            metrics.policy(&PolicySnapshot {
                 policy: "thunderreact",
                 held,
                 programs: 3,
@@ -427,26 +430,26 @@ mod tests {
                 ..PolicySnapshot::default()
             });
         }
-        assert!(shows(&gauges, "kvgate_held_requests 2"));
-        assert!(shows(&gauges, "kvgate_resident_tokens 4096"));
+        assert!(shows(&metrics, "kvgate_held_requests 2"));
+        assert!(shows(&metrics, "kvgate_resident_tokens 4096"));
         assert!(shows(
-            &gauges,
+            &metrics,
             "kvgate_policy_value{name=\"pauses\",policy=\"thunderreact\"} 2"
         ));
     }
 
     #[test]
     fn a_total_told_twice_counts_once() {
-        let gauges = gauges();
-        gauges.records_dropped(5);
-        gauges.records_dropped(5);
-        gauges.client_gone(ClientGone::Running);
-        gauges.retried();
-        assert!(shows(&gauges, "kvgate_records_dropped_total 5"));
+        let metrics = fresh();
+        metrics.records_dropped(5);
+        metrics.records_dropped(5);
+        metrics.client_gone(ClientGone::Running);
+        metrics.retried();
+        assert!(shows(&metrics, "kvgate_records_dropped_total 5"));
         assert!(shows(
-            &gauges,
+            &metrics,
             "kvgate_client_gone_total{state=\"running\"} 1"
         ));
-        assert!(shows(&gauges, "kvgate_upstream_retries_total 1"));
+        assert!(shows(&metrics, "kvgate_upstream_retries_total 1"));
     }
 }
