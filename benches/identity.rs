@@ -6,12 +6,13 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use http::HeaderMap;
 use kvgate::proxy::identity::Source;
 use kvgate::proxy::request::{Api, RequestView};
 
-mod support;
+#[path = "support/bodies.rs"]
+mod bodies;
 
 fn identity(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("identity_scan");
@@ -21,7 +22,7 @@ fn identity(criterion: &mut Criterion) {
     let sources = Source::defaults();
     let headers = HeaderMap::new();
     for kib in [1, 32, 256] {
-        let body = support::chat_body(kib << 10);
+        let body = bodies::chat_body(kib << 10);
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_with_input(
             BenchmarkId::from_parameter(format!("{kib}KiB")),
@@ -41,5 +42,8 @@ fn identity(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, identity);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    identity(&mut criterion);
+    criterion.final_summary();
+}

@@ -4,6 +4,11 @@
 //! recording. `direct` and `gate` run in one process, side by side; compare them within one run only. The CPU
 //! figure (printed first) is user and system time of a gate process of its own over 20,000 requests per body
 //! size; it is the stable one on a busy machine.
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a measurement stops at the first surprise, and prints"
+)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,11 +16,14 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion};
 
-mod support;
+#[path = "support/bodies.rs"]
+mod bodies;
+#[path = "support/loopback.rs"]
+mod loopback;
 
-use support::Client;
+use loopback::Client;
 
 const SIZES_KIB: [usize; 3] = [1, 32, 256];
 const REQUESTS: u32 = 20_000;
@@ -80,11 +88,11 @@ impl Drop for Gate {
 
 /// CPU microseconds per request, for each policy and body size.
 fn cpu_per_request(requests: u32) {
-    let backend = support::stub();
+    let backend = loopback::stub();
     for policy in kvgate::policy::Config::NAMES {
         for kib in SIZES_KIB {
             let gate = Gate::start(backend, policy);
-            let mut client = Client::connect(gate.addr, &support::chat_body(kib << 10));
+            let mut client = Client::connect(gate.addr, &bodies::chat_body(kib << 10));
             for _ in 0..requests / 10 {
                 client.call();
             }
@@ -92,7 +100,7 @@ fn cpu_per_request(requests: u32) {
             for _ in 0..requests {
                 client.call();
             }
-            let spent = (gate.cpu() - before).as_secs_f64() * 1e6 / f64::from(requests);
+            let spent = gate.cpu().saturating_sub(before).as_secs_f64() * 1e6 / f64::from(requests);
             println!("cpu/{policy}/{kib}KiB: {spent:.1} µs per request over {requests} requests");
         }
     }
@@ -106,14 +114,14 @@ fn overhead(criterion: &mut Criterion) {
         REQUESTS
     };
     cpu_per_request(requests);
-    let backend = support::stub();
+    let backend = loopback::stub();
     let gate = Gate::start(backend, "continuum");
     let mut group = criterion.benchmark_group("latency");
     group
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3));
     for kib in SIZES_KIB {
-        let body = support::chat_body(kib << 10);
+        let body = bodies::chat_body(kib << 10);
         for (name, addr) in [("direct", backend), ("gate", gate.addr)] {
             let mut client = Client::connect(addr, &body);
             group.bench_function(BenchmarkId::new(name, format!("{kib}KiB")), |bencher| {
@@ -124,5 +132,8 @@ fn overhead(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, overhead);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    overhead(&mut criterion);
+    criterion.final_summary();
+}

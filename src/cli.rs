@@ -1,4 +1,7 @@
-//! The command line: types and help texts, no logic.
+//! The command line: which subcommands there are, no logic.
+//!
+//! Options of `serve` and `config` are in [`crate::config`]; those of every other subcommand are beside what they
+//! configure, in [`crate::harness`].
 
 use std::path::PathBuf;
 
@@ -8,6 +11,8 @@ use crate::config::ServeOptions;
 use crate::harness::engine::EngineArgs;
 use crate::harness::quickstart::QuickstartArgs;
 use crate::harness::replay::ReplayArgs;
+use crate::harness::report::ReportArgs;
+use crate::harness::simulator::SimulateArgs;
 use crate::harness::traces::TraceArgs;
 
 /// A reverse proxy in front of vLLM that decides when each step of an agent runs.
@@ -35,6 +40,10 @@ pub enum Command {
     Engine(EngineArgs),
     /// Play agent programs through a gate, or straight at a vLLM, and write a run directory.
     Replay(ReplayArgs),
+    /// Compare finished runs: the active window, the whole run, and who won.
+    Report(ReportArgs),
+    /// Run the engine model and a policy on a virtual clock: a minute of a GPU in milliseconds.
+    Simulate(SimulateArgs),
     /// Make one of the built-in traces from recorded data.
     Trace(TraceArgs),
 }

@@ -527,7 +527,7 @@ mod tests {
     use super::*;
 
     /// A file to load from, and the directory that it lives in.
-    fn file(text: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kvgate.toml");
         fs::write(&path, text).unwrap();

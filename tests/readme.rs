@@ -5,35 +5,27 @@
 use std::fmt::Write as _;
 use std::fs;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use kvgate::cli::Cli;
 
 const BEGIN: &str = "<!-- flags:begin (UPDATE_README=1 cargo test --test readme) -->\n";
 const END: &str = "<!-- flags:end -->";
 
 /// The options of `kvgate serve` as a Markdown table.
-fn table() -> String {
-    let cli = Cli::command();
-    let serve = cli.find_subcommand("serve").expect("the subcommand exists");
+fn table(serve: &Command) -> String {
     let mut table = String::from("| flag | variable | meaning |\n|---|---|---|\n");
     for argument in serve.get_arguments() {
         let Some(flag) = argument.get_long() else {
             continue;
         };
-        let value = argument
-            .get_value_names()
-            .and_then(|names| names.first())
-            .map_or("", |name| name.as_str());
-        let variable = argument
-            .get_env()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let names = argument.get_value_names().unwrap_or_default();
+        let value = names.first().map_or("", |name| name.as_str());
+        let variable = argument.get_env().unwrap_or_default().to_string_lossy();
         let help = argument
             .get_help()
             .map(ToString::to_string)
             .unwrap_or_default();
-        writeln!(table, "| `--{flag} {value}` | `{variable}` | {help} |")
-            .expect("a string takes everything");
+        let _infallible = writeln!(table, "| `--{flag} {value}` | `{variable}` | {help} |");
     }
     table
 }
@@ -42,17 +34,12 @@ fn table() -> String {
 fn the_table_of_options_is_the_command_lines() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let readme = fs::read_to_string(path).unwrap();
-    let start = readme
-        .find(BEGIN)
-        .expect("the README marks where the table begins")
-        + BEGIN.len();
-    let end = readme
-        .find(END)
-        .expect("the README marks where the table ends");
-    let (before, shown, after) = (&readme[..start], &readme[start..end], &readme[end..]);
-    let table = table();
+    let (before, rest) = readme.split_once(BEGIN).unwrap();
+    let (shown, after) = rest.split_once(END).unwrap();
+    let cli = Cli::command();
+    let table = table(cli.find_subcommand("serve").unwrap());
     if std::env::var_os("UPDATE_README").is_some() {
-        fs::write(path, [before, &table, after].concat()).unwrap();
+        fs::write(path, [before, BEGIN, &table, END, after].concat()).unwrap();
         return;
     }
     assert_eq!(shown, table, "run UPDATE_README=1 cargo test --test readme");

@@ -4,14 +4,16 @@
 //! The stub and the client are blocking threads with fixed buffers, so that what is counted is the gate. The
 //! bound was set by the first measurement and is only ever lowered.
 
-#[path = "../benches/support/mod.rs"]
-mod support;
+#[path = "../benches/support/bodies.rs"]
+mod bodies;
+#[path = "../benches/support/loopback.rs"]
+mod loopback;
 
 use std::time::Duration;
 
 use kvgate::policy;
 use kvgate::proxy::{self, Config};
-use support::Client;
+use loopback::Client;
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -26,7 +28,7 @@ fn a_proxied_request_stays_within_its_allocations() {
         .enable_all()
         .build()
         .unwrap();
-    let backend = support::stub();
+    let backend = loopback::stub();
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         backends: vec![format!("http://{backend}").parse().unwrap()],
@@ -40,7 +42,7 @@ fn a_proxied_request_stays_within_its_allocations() {
     let addr = gate.addr();
     let (done, counted) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        let mut client = Client::connect(addr, &support::chat_body(32 << 10));
+        let mut client = Client::connect(addr, &bodies::chat_body(32 << 10));
         let mut run = |requests: u32| {
             for _ in 0..requests {
                 client.call();

@@ -10,6 +10,7 @@ pub mod replay;
 pub mod report;
 pub mod rundir;
 pub mod simulate;
+pub mod simulator;
 pub mod stats;
 pub mod trace;
 pub mod traces;

@@ -234,7 +234,6 @@ impl Sequencer {
             was_running: matches!(state, State::Admitted(_)),
         };
         match self.programs.end_step(now, id, step, ending) {
-            Rest::Busy => {}
             Rest::Over => self.tell(&Event::Release { program: id }),
             Rest::Idle if ending.outcome.is_success() => {
                 let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
@@ -242,7 +241,7 @@ impl Sequencer {
                 });
                 self.tell(&Event::ToolGap { program: id, kind });
             }
-            Rest::Idle => {}
+            Rest::Idle | Rest::Busy => {}
         }
     }
 
@@ -508,7 +507,10 @@ mod tests {
                 } => "user turn",
                 Event::ToolGap { .. } => "tool gap",
                 Event::Release { .. } => "release",
-                _ => return,
+                Event::FirstToken { .. }
+                | Event::Sample(_)
+                | Event::BackendUp { .. }
+                | Event::BackendDown { .. } => return,
             };
             self.told.lock().unwrap().push(word.to_owned());
         }

@@ -7,6 +7,9 @@ use clap::{Args, ValueEnum};
 
 use super::core::{Config, CostModel, Lookups, Scheduling};
 
+/// Requests that the engine takes at once. Far above what a gate sends: it only bounds the memory.
+const MAX_REQUESTS: usize = 65_536;
+
 /// Options of the embedded engine. They mean what vLLM's options of the same names mean.
 #[derive(Clone, Debug, Args)]
 pub struct EngineArgs {
@@ -83,6 +86,8 @@ pub struct EngineConfig {
     pub speedup: f64,
     /// Seed of text and lengths.
     pub seed: u64,
+    /// Most requests inside the engine at once, running and waiting; the next is answered with vLLM's 503.
+    pub max_requests: usize,
 }
 
 impl EngineArgs {
@@ -136,6 +141,7 @@ impl EngineArgs {
             max_model_len: self.max_model_len,
             speedup: self.speedup,
             seed: self.seed,
+            max_requests: MAX_REQUESTS,
         })
     }
 }

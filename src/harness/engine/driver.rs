@@ -118,8 +118,11 @@ impl Driver {
             let caught_up = self.catch_up(now);
             self.publish(now);
             if !caught_up {
-                tokio::task::yield_now().await;
-                continue;
+                tokio::select! {
+                    biased;
+                    () = &mut stop => return,
+                    () = tokio::task::yield_now() => continue,
+                }
             }
             let wake = self.wakeup().map(|at| self.clock.instant(at).into());
             let sleep = async {

@@ -5,6 +5,16 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, error::Category};
 
+/// Fields that hold whole numbers.
+const INTEGERS: [&str; 6] = [
+    "max_tokens",
+    "max_completion_tokens",
+    "min_tokens",
+    "n",
+    "priority",
+    "seed",
+];
+
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ApiError {
@@ -111,18 +121,27 @@ impl ApiError {
         // Where the parser stood, as an offset: it counts lines from 1 and columns in bytes.
         let lines = body.split_inclusive(|byte| *byte == b'\n');
         let before: usize = lines.take(error.line() - 1).map(<[u8]>::len).sum();
-        let mut offset = before + error.column();
+        let mut offset = (before + error.column()).min(body.len());
         if error.classify() != Category::Eof {
             offset = offset.saturating_sub(1);
         }
-        let context = ", 'ctx': {'error': 'Expecting value'}";
-        let place = format!("body.{offset}");
+        // A misspelt word is at fault from its first letter.
+        let word = body[..offset].iter().rev();
+        offset -= word.take_while(|byte| byte.is_ascii_alphabetic()).count();
+        let text = error.to_string();
+        let cause = if text.starts_with("trailing comma") || text.starts_with("key must be") {
+            "'Expecting property name enclosed in double quotes'"
+        } else if text.starts_with("expected `,`") || text.starts_with("EOF while parsing a") {
+            r#""Expecting ',' delimiter""#
+        } else {
+            "'Expecting value'"
+        };
         Self::validation(
             "json_invalid",
-            &place,
+            &format!("body.{offset}"),
             "JSON decode error",
             "<dict of 0 items>",
-            context,
+            &format!(", 'ctx': {{'error': {cause}}}"),
         )
     }
 
@@ -131,24 +150,26 @@ impl ApiError {
             let sentence = "Input should be a valid dictionary or object to extract fields from";
             return Self::validation("model_attributes_type", "body", sentence, &input(value), "");
         };
-        let place = format!("body.{required}");
-        match fields.get(required) {
-            None => {
-                let input = input(value);
-                return Self::validation("missing", &place, "Field required", &input, "");
+        if required == "messages" {
+            let place = "body.messages";
+            match fields.get("messages") {
+                None => {
+                    let input = input(value);
+                    return Self::validation("missing", place, "Field required", &input, "");
+                }
+                Some(text @ Value::String(_)) => {
+                    let sentence = "Input should be a valid list";
+                    return Self::validation("list_type", place, sentence, &input(text), "");
+                }
+                Some(_) => {}
             }
-            Some(text @ Value::String(_)) if required == "messages" => {
-                let sentence = "Input should be a valid list";
-                return Self::validation("list_type", &place, sentence, &input(text), "");
-            }
-            Some(_) => {}
         }
-        for name in ["max_tokens", "max_completion_tokens", "min_tokens", "n"] {
-            if let Some(text @ Value::String(_)) = fields.get(name) {
-                let sentence =
-                    "Input should be a valid integer, unable to parse string as an integer";
+        for name in INTEGERS {
+            if let Some(given) = fields.get(name)
+                && let Some((kind, sentence)) = not_an_integer(given)
+            {
                 let place = format!("body.{name}");
-                return Self::validation("int_parsing", &place, sentence, &input(text), "");
+                return Self::validation(kind, &place, sentence, &input(given), "");
             }
         }
         Self::validation("value_error", "body", reason, &input(value), "")
@@ -178,6 +199,18 @@ impl ApiError {
         };
         serde_json::to_string(&body).unwrap_or_default()
     }
+}
+
+/// What is wrong with a value where an integer belongs; `None` for what is accepted or rare.
+fn not_an_integer(value: &Value) -> Option<(&'static str, &'static str)> {
+    if value.is_string() {
+        let sentence = "Input should be a valid integer, unable to parse string as an integer";
+        return Some(("int_parsing", sentence));
+    }
+    value.is_f64().then_some((
+        "int_from_float",
+        "Input should be a valid integer, got a number with a fractional part",
+    ))
 }
 
 /// How vLLM shows an offending value.

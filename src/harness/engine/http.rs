@@ -13,18 +13,17 @@ use axum::routing::{get, post};
 use tokio::sync::{mpsc, watch};
 
 use super::EngineConfig;
+use super::body::StreamOptions;
 use super::core::{Request, RequestId};
 use super::driver::{Command, Snapshot};
 use super::error::ApiError;
-use super::job::{self, Job, StreamOptions};
+use super::job::{self, Job};
 use super::metrics;
 use super::reply::{Progress, Reply};
 use crate::clock::Clock;
 
 /// Longest body taken, in bytes.
 const MAX_BODY: usize = 64 << 20;
-/// Most requests in the engine at once, running and waiting; the next is answered with vLLM's 503.
-const MAX_REQUESTS: usize = 65_536;
 
 /// What every handler shares.
 #[derive(Debug)]
@@ -101,7 +100,7 @@ impl Generation {
         headers: &HeaderMap,
         job: Job,
     ) -> Result<(Self, Option<StreamOptions>), ApiError> {
-        if shared.open.fetch_add(1, Ordering::Relaxed) >= MAX_REQUESTS {
+        if shared.open.fetch_add(1, Ordering::Relaxed) >= shared.config.max_requests {
             shared.open.fetch_sub(1, Ordering::Relaxed);
             return Err(ApiError::busy());
         }

@@ -1,9 +1,7 @@
-//! What a request asks for: its body, parsed, checked and turned into a prompt and a planned output.
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
+//! What a request asks for, decided: the prompt, the tool call it will be, the length and end of its output.
 
 use super::EngineConfig;
+use super::body::{Body, StreamOptions, ToolChoice};
 use super::core::output::mix;
 use super::core::{Chain, Finish, Output, TokenId};
 use super::error::ApiError;
@@ -47,86 +45,6 @@ impl ToolCall {
     }
 }
 
-/// `stream_options`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub(super) struct StreamOptions {
-    pub(super) include_usage: bool,
-    pub(super) continuous_usage_stats: bool,
-}
-
-/// The fields that are honoured, of both endpoints; others are accepted and ignored.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Body<'a> {
-    model: Option<String>,
-    messages: Option<Vec<Message>>,
-    prompt: Option<Prompt>,
-    #[serde(borrow)]
-    tools: Option<&'a RawValue>,
-    tool_choice: Option<ToolChoice>,
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    min_tokens: Option<u32>,
-    ignore_eos: Option<bool>,
-    priority: Option<i64>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    n: Option<i64>,
-    seed: Option<i64>,
-    temperature: Option<f64>,
-    cache_salt: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    role: String,
-    content: Option<Content>,
-    tool_calls: Option<Vec<Call>>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(default)]
-    text: String,
-}
-
-/// A tool as it is offered (`tools`), chosen (`tool_choice`) or was called (`tool_calls`).
-#[derive(Deserialize)]
-struct Call {
-    function: Function,
-}
-
-#[derive(Deserialize)]
-struct Function {
-    name: String,
-    #[serde(default)]
-    arguments: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ToolChoice {
-    Mode(String),
-    Named(Call),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Prompt {
-    Text(String),
-    Ids(Vec<TokenId>),
-    Texts(Vec<String>),
-    IdLists(Vec<Vec<TokenId>>),
-}
-
 /// Parses the body of `/v1/chat/completions`.
 pub(super) fn chat(config: &EngineConfig, bytes: &[u8]) -> Result<Job, ApiError> {
     let body = Body::parse(bytes, "messages")?;
@@ -143,7 +61,7 @@ pub(super) fn completion(config: &EngineConfig, bytes: &[u8]) -> Result<Job, Api
     let body = Body::parse(bytes, "prompt")?;
     let model = body.check(config)?;
     let mut prompt = body.empty_prompt(config);
-    body.push_prompt(bytes, &mut prompt)?;
+    body.push_prompt(&mut prompt)?;
     let output = body.plan(config, &prompt, None, Some(COMPLETION_MAX_TOKENS))?;
     Ok(body.job(false, model, prompt, output, None))
 }
@@ -156,135 +74,49 @@ pub(super) fn tokenize(config: &EngineConfig, bytes: &[u8]) -> Result<Vec<TokenI
     if body.messages.is_some() {
         body.render_chat(bytes, &mut ids)?;
     } else {
-        body.push_prompt(bytes, &mut ids)?;
+        body.push_prompt(&mut ids)?;
     }
     Ok(ids)
 }
 
-impl<'a> Body<'a> {
-    fn parse(bytes: &'a [u8], required: &str) -> Result<Self, ApiError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::invalid(bytes, &error.to_string(), required))
-    }
-
-    /// Checks what does not depend on the prompt; returns the model's name.
-    fn check(&self, config: &EngineConfig) -> Result<String, ApiError> {
-        let served = config.models.first().cloned().unwrap_or_default();
-        if let Some(model) = &self.model
-            && !config.models.contains(model)
-        {
-            return Err(ApiError::unknown_model(model, &config.models));
-        }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            return Err(ApiError::bad_request(
-                "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
-                Some("stream_options"),
-            ));
-        }
-        if let Some(n @ ..1) = self.n {
-            let message = format!("n must be at least 1, got {n}.");
-            return Err(ApiError::bad_request(message, None));
-        }
-        if let Some(n @ 2..) = self.n {
-            let sentence = "this engine model generates one choice per request";
-            return Err(ApiError::parameter(sentence, "n", n));
-        }
-        if let Some(t) = self.temperature.filter(|t| *t < 0.0) {
-            let sentence = format!("temperature must be non-negative, got {t:?}.");
-            return Err(ApiError::parameter(
-                &sentence,
-                "temperature",
-                format!("{t:?}"),
-            ));
-        }
-        Ok(self.model.clone().unwrap_or(served))
-    }
-
-    fn empty_prompt(&self, config: &EngineConfig) -> Chain {
-        let salt = self.cache_salt.as_deref().unwrap_or_default();
-        config.core.chain(salt.as_bytes())
-    }
-
-    /// Tools first, then the messages, then the opening of the answer. A tool list or a message that stays
-    /// the same keeps its tokens.
-    fn render_chat(&self, bytes: &[u8], out: &mut impl Extend<TokenId>) -> Result<(), ApiError> {
-        let Some(messages) = &self.messages else {
-            return Err(ApiError::invalid(
-                bytes,
-                "messages must be a list",
-                "messages",
-            ));
+impl Body<'_> {
+    /// The call to make: only where the client insists on one.
+    fn tool_call(&self, dice: u64) -> Result<Option<ToolCall>, ApiError> {
+        let refuse = |message: &str| {
+            let message = format!("{message} (parameter=tool_choice)");
+            Err(ApiError::bad_request(message, Some("tool_choice")))
         };
-        if messages.is_empty() {
-            return Err(ApiError::bad_request(
-                "Cannot apply chat template to an empty conversation. Provide at least one message.",
-                None,
-            ));
-        }
-        if let Some(tools) = self.tools {
-            tokenizer::begin("tools", out);
-            out.extend(tokenizer::tokens(tools.get()));
-            tokenizer::end(out);
-        }
-        for message in messages {
-            message.render(out);
-        }
-        tokenizer::begin("assistant", out);
-        Ok(())
-    }
-
-    fn push_prompt(&self, bytes: &[u8], out: &mut impl Extend<TokenId>) -> Result<(), ApiError> {
-        let one = || ApiError::bad_request("prompt must hold exactly one prompt", Some("prompt"));
-        match self.prompt.as_ref() {
-            None => {
-                return Err(ApiError::invalid(
-                    bytes,
-                    "prompt must be text or ids",
-                    "prompt",
+        let tools = self.offered()?;
+        let choice = match &self.tool_choice {
+            None => return Ok(None),
+            Some(ToolChoice::Mode(mode)) if mode == "none" => return Ok(None),
+            Some(choice) => choice,
+        };
+        let Some(tools) = tools else {
+            return refuse("When using `tool_choice`, `tools` must be set.");
+        };
+        let (name, finish_reason) = match choice {
+            ToolChoice::Mode(mode) if mode == "auto" => return Ok(None),
+            ToolChoice::Mode(mode) if mode == "required" => {
+                let any = usize::try_from(dice % tools.len() as u64).unwrap_or(0);
+                (&tools[any].function.name, "tool_calls")
+            }
+            ToolChoice::Mode(mode) => {
+                return refuse(&format!(
+                    "Invalid value for `tool_choice`: {mode}! Only named tools, \"none\", \"auto\" or \
+                     \"required\" are supported."
                 ));
             }
-            Some(Prompt::Text(text)) => out.extend(tokenizer::tokens(text)),
-            Some(Prompt::Ids(ids)) => out.extend(ids.iter().copied()),
-            Some(Prompt::Texts(texts)) => match texts.as_slice() {
-                [text] => out.extend(tokenizer::tokens(text)),
-                _ => return Err(one()),
-            },
-            Some(Prompt::IdLists(lists)) => match lists.as_slice() {
-                [ids] => out.extend(ids.iter().copied()),
-                _ => return Err(one()),
-            },
-        }
-        Ok(())
-    }
-
-    /// The call to make: only where the client insists on one.
-    fn tool_call(&self, choice: u64) -> Result<Option<ToolCall>, ApiError> {
-        let named = match &self.tool_choice {
-            None => return Ok(None),
-            Some(ToolChoice::Mode(mode)) if mode != "required" => return Ok(None),
-            Some(ToolChoice::Mode(_)) => None,
-            Some(ToolChoice::Named(call)) => Some(call.function.name.clone()),
+            ToolChoice::Named(call) => (&call.function.name, "stop"),
         };
-        let unset = || {
-            let message = "When using `tool_choice`, `tools` must be set. (parameter=tool_choice)";
-            ApiError::bad_request(message, Some("tool_choice"))
-        };
-        let tools = self.tools.ok_or_else(unset)?;
-        let tools: Vec<Call> = serde_json::from_str(tools.get())
-            .map_err(|error| ApiError::bad_request(format!("tools: {error}"), Some("tools")))?;
-        if tools.is_empty() {
-            return Err(unset());
+        if !tools.iter().any(|tool| tool.function.name == *name) {
+            return refuse(
+                "The tool specified in `tool_choice` does not match any of the specified `tools`",
+            );
         }
-        let any = usize::try_from(choice % tools.len() as u64).unwrap_or(0);
-        Ok(Some(match named {
-            Some(name) => ToolCall {
-                name,
-                finish_reason: "stop",
-            },
-            None => ToolCall {
-                name: tools[any].function.name.clone(),
-                finish_reason: "tool_calls",
-            },
+        Ok(Some(ToolCall {
+            name: name.clone(),
+            finish_reason,
         }))
     }
 
@@ -298,11 +130,22 @@ impl<'a> Body<'a> {
     ) -> Result<Output, ApiError> {
         let room =
             i64::from(config.max_model_len) - i64::try_from(prompt.tokens()).unwrap_or(i64::MAX);
-        if room < 1 {
+        if room < 0 {
             return Err(ApiError::context_length(config.max_model_len));
         }
         let limit = self.output_limit(config)?.or(default_limit);
+        if room == 0 {
+            return Err(too_few(0));
+        }
         let limit = u32::try_from(limit.map_or(room, |limit| limit.min(room))).unwrap_or(u32::MAX);
+        if let Some(least) = self.min_tokens.filter(|least| *least > limit) {
+            return Err(ApiError::bad_request(
+                format!(
+                    "min_tokens must be less than or equal to max_tokens={limit}, got {least}."
+                ),
+                None,
+            ));
+        }
         let own = self.seed.map_or(0, i64::cast_unsigned);
         let seed = mix(config.seed ^ mix(own) ^ prompt.fingerprint());
         let mut output = Output::filler(limit, Finish::Length, seed);
@@ -336,8 +179,7 @@ impl<'a> Body<'a> {
             (None, None) => return Ok(None),
         };
         if limit < 1 {
-            let sentence = format!("max_tokens must be at least 1, got {limit}.");
-            return Err(ApiError::parameter(&sentence, "max_tokens", limit));
+            return Err(too_few(limit));
         }
         if name == "max_tokens" && limit > i64::from(config.max_model_len) {
             let sentence = format!(
@@ -371,24 +213,9 @@ impl<'a> Body<'a> {
     }
 }
 
-impl Message {
-    fn render(&self, out: &mut impl Extend<TokenId>) {
-        tokenizer::begin(&self.role, out);
-        match &self.content {
-            None => {}
-            Some(Content::Text(text)) => out.extend(tokenizer::tokens(text)),
-            Some(Content::Parts(parts)) => {
-                for part in parts {
-                    out.extend(tokenizer::tokens(&part.text));
-                }
-            }
-        }
-        for call in self.tool_calls.iter().flatten() {
-            out.extend(tokenizer::tokens(&call.function.name));
-            out.extend(tokenizer::tokens(&call.function.arguments));
-        }
-        tokenizer::end(out);
-    }
+fn too_few(limit: i64) -> ApiError {
+    let sentence = format!("max_tokens must be at least 1, got {limit}.");
+    ApiError::parameter(&sentence, "max_tokens", limit)
 }
 
 /// A length with the chance 1/[`MEAN_OUTPUT`] of ending at each token.

@@ -6,7 +6,7 @@
 //! the same queues and cache hits as on a GPU, without one, and as many times faster as the machine allows.
 //!
 //! To read on: [`core`] (pure: blocks, queue, scheduler, cost), `driver` (the core in scaled real time),
-//! `http`, `job` and `reply` (vLLM's API around it).
+//! `http`, `body`, `job` and `reply` (vLLM's API around it).
 //!
 //! # What this model leaves out
 //! * **The model.** Text is filler from a seed: it never calls a tool unless `tool_choice` makes it, never
@@ -22,11 +22,16 @@
 //! * **A loaded API server.** HTTP costs a fixed time per request and token, however many there are at once;
 //!   the real server has one Python process for all of them.
 //! * **Noise.** The same work always takes the same time.
-//! * **Limits of its own**: a body over 64 MiB gets 413, the 65,537th concurrent request vLLM's 503.
+//! * **Limits of its own**: a body over 64 MiB gets 413, the 65,537th concurrent request vLLM's 503 (streaming
+//!   or not; vLLM answers a stream with 200 and an error event).
+//! * **Keep-alive**: vLLM closes a connection that is idle for 5 s; this server waits for the client.
+//! * **Rare refusals**: the exact words of validation errors are those of the cases that clients meet (see the
+//!   tests); others have the status and the shape, with a plain reason.
 //! * **Endpoints** other than chat, completions, models, tokenize, health, ping, version and metrics; of the
 //!   metrics, those that schedulers and samplers read.
 
 pub mod args;
+mod body;
 pub mod core;
 mod driver;
 mod error;

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::body::StreamOptions;
 use super::core::{Finish, Output};
 use super::job::{Job, ToolCall};
 use super::tokenizer;
@@ -33,7 +34,7 @@ pub(super) struct Reply {
     prompt: u32,
     output: Output,
     tool: Option<ToolCall>,
-    continuous_usage: bool,
+    usage: StreamOptions,
 }
 
 impl Reply {
@@ -47,45 +48,49 @@ impl Reply {
             prompt: u32::try_from(job.prompt.tokens()).unwrap_or(u32::MAX),
             output: job.output.clone(),
             tool: job.tool.clone(),
-            continuous_usage: job
-                .stream
-                .is_some_and(|stream| stream.continuous_usage_stats),
+            usage: job.stream.unwrap_or_default(),
         }
     }
 
     /// The whole response, when `progress` is final.
     pub(super) fn full(&self, progress: Progress) -> String {
-        let text = json(&self.text(0, progress.output));
-        let finish = self.finish_reason(progress);
-        let (object, choice, details) = if self.chat {
-            let (content, call) = match &self.tool {
-                None => (text, String::new()),
-                Some(tool) => ("\"\"".to_owned(), self.tool_calls(tool, &text)),
-            };
+        let (object, choice, created_cache, rest) = if self.chat {
             (
                 "chat.completion",
-                format!(
-                    r#""message":{{"role":"assistant","content":{content},"refusal":null,"annotations":null,"audio":null,"function_call":null{call},"reasoning":null}},"logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":null,"routed_experts":null"#
-                ),
-                r#","prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null,"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null"#,
+                self.message(progress),
+                "0",
+                r#""prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null,"#,
             )
         } else {
-            (
-                "text_completion",
-                format!(
-                    r#""text":{text},"logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":null,"prompt_logprobs":null,"prompt_token_ids":null,"routed_experts":null"#
-                ),
-                r#","kv_transfer_params":null,"ec_transfer_params":null,"metrics":null"#,
-            )
+            ("text_completion", self.plain(progress), "null", "")
         };
-        let created_cache = if self.chat { "0" } else { "null" };
         format!(
-            r#"{{"id":{},"object":"{object}","created":{},"model":{},"choices":[{{"index":0,{choice}}}],"service_tier":null,"system_fingerprint":"{FINGERPRINT}","usage":{{{},"prompt_tokens_details":{{"cached_tokens":{},"created_cache_tokens":{created_cache},"multimodal_tokens":null}},"completion_tokens_details":null}}{details}}}"#,
+            r#"{{"id":{},"object":"{object}","created":{},"model":{},"choices":[{{"index":0,{choice}}}],"service_tier":null,"system_fingerprint":"{FINGERPRINT}","usage":{{{},"prompt_tokens_details":{{"cached_tokens":{},"created_cache_tokens":{created_cache},"multimodal_tokens":null}},"completion_tokens_details":null}},{rest}"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}}"#,
             self.id,
             self.created,
             self.model,
             self.counts(progress.output),
             progress.cached,
+        )
+    }
+
+    fn message(&self, progress: Progress) -> String {
+        let text = json(&self.text(0, progress.output));
+        let finish = self.finish_reason(progress);
+        let (content, call) = match &self.tool {
+            None => (text, String::new()),
+            Some(tool) => ("\"\"".to_owned(), self.tool_calls(tool, &text)),
+        };
+        format!(
+            r#""message":{{"role":"assistant","content":{content},"refusal":null,"annotations":null,"audio":null,"function_call":null{call},"reasoning":null}},"logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":null,"routed_experts":null"#
+        )
+    }
+
+    fn plain(&self, progress: Progress) -> String {
+        let text = json(&self.text(0, progress.output));
+        let finish = self.finish_reason(progress);
+        format!(
+            r#""text":{text},"logprobs":null,"finish_reason":"{finish}","stop_reason":null,"token_ids":null,"prompt_logprobs":null,"prompt_token_ids":null,"routed_experts":null"#
         )
     }
 
@@ -98,13 +103,45 @@ impl Reply {
         over: bool,
         out: &mut String,
     ) {
-        if self.chat && before.output == 0 {
+        if before.output == 0 {
+            self.push_opening(now, out);
+        }
+        let text = self.text(before.output, now.output);
+        let finish = over.then(|| self.finish_reason(now));
+        if self.tool.is_some() {
+            if !text.is_empty() {
+                let arguments = json(&text);
+                let call = format!(r#"{{"index":0,"function":{{"arguments":{arguments}}}}}"#);
+                self.push_call(&call, now, out);
+            }
+            if finish.is_some() {
+                self.push_delta("", finish, now, out);
+            }
+        } else if self.chat {
+            let content = match text.as_str() {
+                "" => String::new(),
+                text => format!(r#""content":{}"#, json(text)),
+            };
+            self.push_delta(&content, finish, now, out);
+        } else {
+            let choice = format!(
+                r#""text":{},"logprobs":null,"finish_reason":{},"stop_reason":null,"prompt_token_ids":null,"token_ids":null"#,
+                json(&text),
+                quoted(finish)
+            );
+            self.push_chunk(&choice, now.output, self.signature(finish), out);
+        }
+    }
+
+    /// What comes with the first token: the role, the tool's name.
+    fn push_opening(&self, now: Progress, out: &mut String) {
+        if self.chat {
             let delta =
                 r#""delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null"#;
             let rest = r#","prompt_token_ids":null,"prompt_text":null"#;
             self.push_chunk(delta, 0, rest, out);
         }
-        if let Some(tool) = self.tool.as_ref().filter(|_| before.output == 0) {
+        if let Some(tool) = &self.tool {
             let call = format!(
                 r#"{{"id":"{}","type":"function","index":0,"function":{{"name":{}}}}}"#,
                 self.call_id(),
@@ -112,35 +149,18 @@ impl Reply {
             );
             self.push_call(&call, now, out);
         }
-        let text = self.text(before.output, now.output);
-        let finish = over.then(|| self.finish_reason(now));
-        match (&self.tool, self.chat) {
-            (Some(_), _) => {
-                if !text.is_empty() {
-                    let arguments = json(&text);
-                    let call = format!(r#"{{"index":0,"function":{{"arguments":{arguments}}}}}"#);
-                    self.push_call(&call, now, out);
-                }
-                if let Some(finish) = finish {
-                    self.push_delta("", Some(finish), now, out);
-                }
-            }
-            (None, true) => {
-                let content = if text.is_empty() {
-                    String::new()
-                } else {
-                    format!(r#""content":{}"#, json(&text))
-                };
-                self.push_delta(&content, finish, now, out);
-            }
-            (None, false) => {
-                let choice = format!(
-                    r#""text":{},"logprobs":null,"finish_reason":{},"stop_reason":null,"prompt_token_ids":null,"token_ids":null"#,
-                    json(&text),
-                    quoted(finish)
-                );
-                self.push_chunk(&choice, now.output, "", out);
-            }
+    }
+
+    /// The last frame names the software, unless a frame with the usage follows and does.
+    fn signature(&self, finish: Option<&str>) -> &'static str {
+        if finish.is_some() && !self.usage.include_usage {
+            concat!(
+                r#","system_fingerprint":"kvgate-engine-"#,
+                env!("CARGO_PKG_VERSION"),
+                "\""
+            )
+        } else {
+            ""
         }
     }
 
@@ -180,13 +200,13 @@ impl Reply {
             r#""delta":{{{delta}}},"logprobs":null,"finish_reason":{},{stop}"token_ids":null"#,
             quoted(finish)
         );
-        self.push_chunk(&choice, now.output, "", out);
+        self.push_chunk(&choice, now.output, self.signature(finish), out);
     }
 
     fn push_chunk(&self, choice: &str, output: u32, rest: &str, out: &mut String) {
         self.push_head(out);
         let _ = write!(out, r#","choices":[{{"index":0,{choice}}}]"#);
-        if self.continuous_usage {
+        if self.usage.include_usage && self.usage.continuous_usage_stats {
             let counts = self.counts(output);
             let _ = write!(
                 out,

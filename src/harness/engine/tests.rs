@@ -38,6 +38,7 @@ impl Server {
             max_model_len: 1024,
             speedup,
             seed: 7,
+            max_requests: 3,
         };
         let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -149,6 +150,7 @@ async fn a_stream_says_the_same_as_the_whole_answer() {
     assert_eq!(reasons, ["length"]);
     let last = events.last().unwrap();
     assert_eq!(last["choices"], json!([]));
+    assert!(last["system_fingerprint"].is_string());
     assert_eq!(last["usage"]["completion_tokens"], 400);
 }
 
@@ -157,11 +159,13 @@ async fn usage_is_on_every_chunk_or_on_none() {
     let server = Server::start();
     let mut body = json!({"prompt": [5, 6, 7], "max_tokens": 3, "stream": true});
     let (_, stream) = server.post("/v1/completions", &body).await;
-    assert!(
-        events(&stream)
-            .iter()
-            .all(|event| event.get("usage").is_none())
-    );
+    let plain = events(&stream);
+    assert!(plain.iter().all(|event| event.get("usage").is_none()));
+    let signed = plain
+        .iter()
+        .filter(|event| event.get("system_fingerprint").is_some());
+    assert_eq!(signed.count(), 1);
+    assert!(plain.last().unwrap()["system_fingerprint"].is_string());
     body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
     let (_, stream) = server.post("/v1/completions", &body).await;
     assert!(
@@ -271,6 +275,18 @@ async fn malformed_requests_are_refused_in_the_words_of_vllm() {
             r#"{"error":{"message":"1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.28', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', 'ctx': {'error': 'Expecting value'}}","type":"Bad Request","param":"body.28","code":400}}"#,
         ),
         (
+            r#"{"messages":[{"role":"user","content":"x"}],}"#.to_owned(),
+            r#"{"error":{"message":"1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.44', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', 'ctx': {'error': 'Expecting property name enclosed in double quotes'}}","type":"Bad Request","param":"body.44","code":400}}"#,
+        ),
+        (
+            "{\"messages\":\n[{\"role\":\"user\",\"content\":\"x\"}".to_owned(),
+            r#"{"error":{"message":"1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.43', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', 'ctx': {'error': \"Expecting ',' delimiter\"}}","type":"Bad Request","param":"body.43","code":400}}"#,
+        ),
+        (
+            "nope".to_owned(),
+            r#"{"error":{"message":"1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.0', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', 'ctx': {'error': 'Expecting value'}}","type":"Bad Request","param":"body.0","code":400}}"#,
+        ),
+        (
             "[1,2]".to_owned(),
             r#"{"error":{"message":"1 validation error:\n  {'type': 'model_attributes_type', 'loc': 'body', 'msg': 'Input should be a valid dictionary or object to extract fields from', 'input': '<list of 2 items>'}","type":"Bad Request","param":"body","code":400}}"#,
         ),
@@ -332,6 +348,63 @@ async fn limits_are_refused_in_the_words_of_vllm() {
         ),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn tool_choices_are_refused_in_the_words_of_vllm() {
+    let tools = r#""messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"a"}}]"#;
+    check_refusals(&[
+        (
+            json!({"messages": [user("x")], "tool_choice": "auto"}).to_string(),
+            r#"{"error":{"message":"When using `tool_choice`, `tools` must be set. (parameter=tool_choice)","type":"BadRequestError","param":"tool_choice","code":400}}"#,
+        ),
+        (
+            json!({"messages": [user("x")], "tools": []}).to_string(),
+            r#"{"error":{"message":"`tools` must not be an empty array. Either provide at least one tool or omit the field entirely. (parameter=tools)","type":"BadRequestError","param":"tools","code":400}}"#,
+        ),
+        (
+            format!(r#"{{{tools},"tool_choice":"bogus"}}"#),
+            r#"{"error":{"message":"Invalid value for `tool_choice`: bogus! Only named tools, \"none\", \"auto\" or \"required\" are supported. (parameter=tool_choice)","type":"BadRequestError","param":"tool_choice","code":400}}"#,
+        ),
+        (
+            format!(r#"{{{tools},"tool_choice":{{"type":"function","function":{{"name":"b"}}}}}}"#),
+            r#"{"error":{"message":"The tool specified in `tool_choice` does not match any of the specified `tools` (parameter=tool_choice)","type":"BadRequestError","param":"tool_choice","code":400}}"#,
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn completions_are_refused_in_the_words_of_vllm() {
+    let server = Server::start();
+    let whole: Vec<u32> = (0..1024).collect();
+    for (body, message) in [
+        (json!({"prompt": []}), "You must pass at least one prompt"),
+        (
+            json!({"prompt": ""}),
+            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
+        ),
+        (
+            json!({}),
+            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
+        ),
+        (
+            json!({"prompt": [5], "min_tokens": 20, "max_tokens": 10}),
+            "min_tokens must be less than or equal to max_tokens=10, got 20.",
+        ),
+        (
+            json!({"prompt": whole, "max_tokens": 1}),
+            "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+        ),
+        (
+            json!({"prompt": [5], "max_tokens": 1.5}),
+            "1 validation error:\n  {'type': 'int_from_float', 'loc': 'body.max_tokens', 'msg': 'Input should be a valid integer, got a number with a fractional part', 'input': '1.5'}",
+        ),
+    ] {
+        let (status, text) = server.post("/v1/completions", &body).await;
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &error["error"]["message"]), (400, &json!(message)));
+    }
 }
 
 async fn check_refusals(cases: &[(String, &str)]) {
@@ -452,6 +525,21 @@ async fn a_client_that_leaves_frees_its_blocks_streaming_or_not() {
         );
         assert!(server.idle().await, "stream: {stream}");
     }
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_told_that_the_engine_is_busy() {
+    let server = Server::at_speed(0.01);
+    let body = json!({"prompt": [1, 2, 3], "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(server.send("/v1/completions", body.to_string()).await);
+    }
+    let (status, text) = server.post("/v1/completions", &body).await;
+    let busy = r#"{"error":{"message":"The engine is currently busy and cannot accept new requests. Please try again later or on a different instance.","type":"Service Unavailable","param":null,"code":503}}"#;
+    assert_eq!((status, text.as_str()), (503, busy));
+    drop(open);
+    assert!(server.idle().await, "those that were taken left in peace");
 }
 
 #[tokio::test]

@@ -13,8 +13,9 @@ use crate::harness::rundir::{Ending, Lines, ProgramRecord, RunDir};
 use crate::policy::Time;
 use crate::telemetry::StepRecord;
 
-/// A gap that the machine keeps for less than this says nothing about its load: timers count in milliseconds.
-const TIMER: Duration = Duration::from_millis(5);
+/// A gap that the machine keeps for less than this says nothing about its load: timers count in milliseconds, and
+/// one or two of them are 20 % of a shorter gap.
+const TIMER: Duration = Duration::from_millis(10);
 /// Most causes of errors that are told apart; others are counted as one.
 const MAX_CAUSES: usize = 20;
 
@@ -27,7 +28,7 @@ pub struct GapLag {
     pub planned_s: f64,
     /// What they took beyond that, in seconds of the run.
     pub late_s: f64,
-    /// Gaps of at least 5 ms of the machine's time, which a timer can keep.
+    /// Gaps of at least 10 ms of the machine's time, which a timer can keep.
     pub timed: usize,
     /// Those of them that took over 20 % longer.
     pub timed_late: usize,

@@ -2,7 +2,10 @@
 //!
 //! The cells: vLLM 0.25.1, Qwen3-8B shape with random weights, 84,800 tokens of KV cache, a closed loop of C
 //! programs without a gate, a window of 30 s after 12 s. The programs are drawn from the description of the
-//! measured ones, not copied from them, so part of each difference is the draw: the table averages over seeds.
+//! measured ones, not copied from them, and it does not say how far along they were when the window began: here
+//! each begins at a random one of its steps. In 42 s a program does two to four steps (`swe` with 8 programs:
+//! forty), so that choice and the draw weigh more than the engine. The table averages over draws and shows their
+//! spread.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -12,7 +15,7 @@ use super::workload::Shape;
 use super::{Experiment, History, Measured, run};
 use crate::harness::engine::core::cost::H100_QWEN3_8B;
 use crate::harness::engine::core::{Config, Lookups, Scheduling};
-use crate::policy::baseline::{self, Baseline};
+use crate::policy::baseline::Baseline;
 
 /// One measured cell and what the model makes of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,7 +92,7 @@ pub fn calibration_table() -> Vec<Row> {
         let (shape, concurrency, ..) = *cell;
         let runs: Vec<_> = (1..=SEEDS)
             .map(|seed| {
-                let mut policy = Baseline::new(baseline::Config::default());
+                let mut policy = Baseline::default();
                 run(&experiment(shape, concurrency, seed), &mut policy)
             })
             .collect();

@@ -1,11 +1,13 @@
 //! The closed loop, end to end.
 
 use super::calibration::experiment;
+use super::world::BACKEND;
 use super::*;
-use crate::policy::baseline::{self, Baseline};
+use crate::policy::baseline::Baseline;
+use crate::policy::{Decisions, Event, RequestId};
 
 fn direct(experiment: &Experiment) -> Measured {
-    run(experiment, &mut Baseline::new(baseline::Config::default()))
+    run(experiment, &mut Baseline::default())
 }
 
 #[test]

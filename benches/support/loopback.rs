@@ -1,5 +1,9 @@
 //! A stub backend and a client that cost next to nothing: blocking threads, one buffer each, no allocation per
 //! request. What is measured with them is the gate.
+#![expect(
+    clippy::expect_used,
+    reason = "a measurement without its stub is no measurement"
+)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -109,22 +113,4 @@ fn message_length(bytes: &[u8]) -> Option<usize> {
         .iter()
         .take_while(|byte| byte.is_ascii_digit());
     Some(head + digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0')))
-}
-
-/// A chat request of about `bytes` bytes, shaped as an agent's: system message, tools, a long history, and the
-/// program's id last, where a scan finds it latest.
-pub(crate) fn chat_body(bytes: usize) -> String {
-    let mut history = String::new();
-    let mut turn = 0;
-    while history.len() + 500 < bytes {
-        let text = "word and \\\"quoted\\\" text, ".repeat(16);
-        history += &format!(r#",{{"role":"user","content":"{turn} {text}"}}"#);
-        turn += 1;
-    }
-    let tools =
-        r#"[{"type":"function","function":{"name":"get_order","parameters":{"type":"object"}}}]"#;
-    let system = r#"{"role":"system","content":"You are a careful agent."}"#;
-    format!(
-        r#"{{"messages":[{system}{history}],"model":"m","max_tokens":8000,"temperature":1,"tools":{tools},"job_id":"tau2:retail:0:46fbbefc","is_last_step":false}}"#
-    )
 }
