@@ -114,7 +114,15 @@ fn the_official_client_sees_no_difference() {
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai");
     let interpreter = client(python, &folder.join("requirements.txt"));
-    let engine = Server::start(&["engine", "--listen", "127.0.0.1:0", "--cost", "cpu-tiny"]);
+    let engine = Server::start(&[
+        "engine",
+        "--listen",
+        "127.0.0.1:0",
+        "--cost",
+        "cpu-tiny",
+        "--speedup",
+        "20",
+    ]);
     let gate = Server::start(&["serve", "--listen", "127.0.0.1:0", "--backend", &engine.url]);
 
     let report = run(Command::new(interpreter)

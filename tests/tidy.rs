@@ -37,11 +37,25 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
 ];
 
 /// Where neither clock, nor I/O, nor a task may appear: paths by their beginning.
-const PURE: [&str; 3] = [
-    "src/policy/",
+const PURE: [&str; 11] = [
     "src/harness/engine/core",
     "src/harness/simulate",
+    "src/policy/",
+    "src/proxy/identity.rs",
+    "src/proxy/intern.rs",
+    "src/proxy/scan.rs",
+    "src/telemetry/exposition.rs",
+    "src/telemetry/merge.rs",
+    "src/telemetry/observe/",
+    "src/telemetry/sample.rs",
+    "src/telemetry/sse.rs",
 ];
+
+/// Files among them that are not, each with its reason.
+const NOT_PURE: [(&str, &str); 1] = [(
+    "src/harness/simulate/calibration.rs",
+    "prints what the simulation gave; the simulation is beside it",
+)];
 
 /// What pure code does not say.
 const IMPURE: [&str; 14] = [
@@ -379,8 +393,10 @@ fn wrong_imports(sources: &[Source]) -> Vec<String> {
 
 fn impure(sources: &[Source]) -> Vec<String> {
     let mut complaints = Vec::new();
-    let pure = |s: &&Source| PURE.iter().any(|p| s.path.starts_with(p)) && !s.is_test();
-    for source in sources.iter().filter(pure) {
+    let excused = |s: &Source| NOT_PURE.iter().any(|(path, _)| *path == s.path);
+    let pure = |s: &&Source| PURE.iter().any(|p| s.path.starts_with(p));
+    let counted = sources.iter().filter(pure).filter(|s| !excused(s));
+    for source in counted.filter(|s| !s.is_test()) {
         let code = source.code();
         for word in IMPURE {
             for at in words(&code, word) {
@@ -578,6 +594,16 @@ fn dependencies_point_one_way() {
 #[test]
 fn pure_code_has_no_clock_no_io_and_no_task() {
     assert_clean(&impure(&rust_sources()));
+}
+
+#[test]
+fn what_the_rules_name_is_there() {
+    let sources = rust_sources();
+    let exists = |start: &&str| sources.iter().any(|s| s.path.starts_with(start));
+    let excused = NOT_PURE.iter().chain(&CLOCK_READERS).map(|(path, _)| path);
+    for path in PURE.iter().chain(excused) {
+        assert!(exists(path), "{path} is gone: change the rule");
+    }
 }
 
 #[test]

@@ -130,7 +130,7 @@ def long_chat(prompt="go on", words=0, tokens=3000, **more):
 
 
 class Checks:
-    """Every `check_...` method is one check."""
+    """Every `check_...` method is one check; what it returns is a note for the report."""
 
     def __init__(self, vllm, gate, holding, run_dir):
         self.vllm, self.gate, self.holding, self.run_dir = vllm, gate, holding, run_dir
@@ -231,14 +231,16 @@ class Checks:
         expect(not wrong, len(wrong), "differ:", wrong[:3])
 
     def check_a_client_that_leaves_is_aborted(self):
+        took = []
         for stream in (False, True):
             client = self.gate.open("/v1/chat/completions", long_chat(stream=stream, job_id="leaver"))
             wait_until(lambda: self.vllm.metric("vllm:num_requests_running") == 1, "the request to run")
             if stream:
                 expect(client.recv(1024), "the stream has begun")
             client.close()
-            took = wait_until(self.idle, "an idle engine")
-            expect(took < ABORT_S, f"idle again after {took:.2f} s")
+            took.append(wait_until(self.idle, "an idle engine"))
+            expect(took[-1] < ABORT_S, f"idle again after {took[-1]:.2f} s")
+        return f"vLLM idle after {took[0] * 1000:.0f} ms, streaming {took[1] * 1000:.0f} ms"
 
     def check_a_client_that_leaves_while_held_never_reaches_vllm(self):
         first = self.holding.open("/v1/chat/completions", long_chat(stream=True, job_id="first"))
@@ -269,8 +271,10 @@ class Checks:
             same(600, answer["usage"]["completion_tokens"], "tokens")
         preemptions = self.vllm.metric("vllm:num_preemptions_total")
         expect(preemptions > before, "vLLM preempted nothing: the cache is too large for this check")
+        note = f"{preemptions - before:.0f} preemptions"
         name = "vllm:num_preemptions_total"
         wait_until(lambda: self.gate.metric(name) == preemptions, "the gate to show the preemptions", 5)
+        return note
 
     def check_priority_reaches_vllm(self):
         same(200, self.equal("POST", "/v1/chat/completions", long_chat(tokens=2, priority=5)), "status")
@@ -388,8 +392,8 @@ def main():
     for name in names:
         start = time.monotonic()
         try:
-            getattr(checks, name)()
-            word = "ok"
+            note = getattr(checks, name)()
+            word = f"ok, {note}" if note else "ok"
         except Exception as error:  # One check that fails must not hide the others.
             failed += 1
             word = f"FAILED: {type(error).__name__}: {error}"
