@@ -17,7 +17,7 @@ use crate::harness::traces::TraceArgs;
 
 /// A reverse proxy in front of vLLM that decides when each step of an agent runs.
 ///
-/// Start here: `kvgate quickstart` compares the policies on an embedded engine, without a GPU, in three minutes.
+/// Start here: `kvgate quickstart` compares the policies on an embedded engine, without a GPU, in about two minutes.
 /// In front of a vLLM of yours: `kvgate serve --backend http://127.0.0.1:8000`, and point clients at port 1900.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100)]

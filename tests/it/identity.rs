@@ -2,37 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use kvgate::proxy::identity::DEFAULT_SOURCES;
 use serde_json::{Map, Value, json};
 
 use crate::support::{Ask, Gate, Stub, fixture};
 
-/// Every place where a client may name its program, first come first served.
-const SOURCES: [&str; 24] = [
-    "header:x-program-id",
-    "body:program_id",
-    "body:job_id",
-    "body:extra_body.program_id",
-    "body:extra_body.job_id",
-    "body:vllm_xargs.agentic_context.program_id",
-    "body:vllm_xargs.agentic_context.session_id",
-    "body:vllm_xargs.program_id",
-    "body:vllm_xargs.job_id",
-    "body:nvext.agent_context.program_id",
-    "body:nvext.agent_context.trajectory_id",
-    "body:nvext.agent_context.session_id",
-    "body:session_id",
-    "body:extra_body.session_id",
-    "body:vllm_xargs.session_id",
-    "header:x-dynamo-session-id",
-    "header:x-session-id",
-    "header:session-id",
-    "header:session_id",
-    "header:thread-id",
-    "header:x-session-affinity",
-    "header:x-claude-code-session-id",
-    "header:x-smg-routing-key",
-    "header:x-litellm-session-id",
-];
+/// Every place where a client may name its program, first come first served; a header that a second one
+/// narrows goes without it here.
+fn sources() -> Vec<&'static str> {
+    let places = DEFAULT_SOURCES
+        .iter()
+        .map(|source| source.split('+').next());
+    places.map(Option::unwrap).collect()
+}
 
 /// A chat request that names a program in each of `named`: the place and the name.
 fn request(gate: &Gate, named: &BTreeMap<&'static str, Value>) -> Ask {
@@ -81,7 +63,7 @@ async fn program_of(ask: Ask, gate: &Gate, stub: &mut Stub) -> Option<String> {
 async fn each_source_alone_names_the_program() {
     let mut stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
-    for source in SOURCES {
+    for source in sources() {
         let named = BTreeMap::from([(source, json!("tau2:telecom:[a]b|c[X:None]:7b0f9e3a"))]);
         let found = program_of(request(&gate, &named), &gate, &mut stub).await;
         assert_eq!(
@@ -96,8 +78,8 @@ async fn each_source_alone_names_the_program() {
 async fn an_earlier_source_wins_over_every_later_one() {
     let mut stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
-    let mut named: BTreeMap<_, _> = SOURCES.into_iter().map(|s| (s, json!(s))).collect();
-    for source in SOURCES {
+    let mut named: BTreeMap<_, _> = sources().into_iter().map(|s| (s, json!(s))).collect();
+    for source in sources() {
         let found = program_of(request(&gate, &named), &gate, &mut stub).await;
         assert_eq!(found.as_deref(), Some(source));
         named.remove(source);
@@ -111,10 +93,10 @@ async fn an_empty_or_null_name_leaves_the_word_to_the_next_source() {
     let mut stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
     for empty in [json!(null), json!("")] {
-        let mut named: BTreeMap<_, _> = SOURCES.into_iter().map(|s| (s, empty.clone())).collect();
+        let mut named: BTreeMap<_, _> = sources().into_iter().map(|s| (s, empty.clone())).collect();
         let found = program_of(request(&gate, &named), &gate, &mut stub).await;
         assert_eq!(found, None, "{empty}");
-        named.insert(SOURCES[SOURCES.len() - 1], json!("last"));
+        named.insert(sources().pop().unwrap(), json!("last"));
         let found = program_of(request(&gate, &named), &gate, &mut stub).await;
         assert_eq!(found.as_deref(), Some("last"), "{empty}");
     }
