@@ -44,10 +44,10 @@ const PURE: [&str; 11] = [
     "src/proxy/identity.rs",
     "src/proxy/intern.rs",
     "src/proxy/scan.rs",
-    "src/telemetry/exposition.rs",
+    "src/telemetry/prometheus_text.rs",
     "src/telemetry/merge.rs",
     "src/telemetry/observe/",
-    "src/telemetry/sample.rs",
+    "src/telemetry/scrape.rs",
     "src/telemetry/sse.rs",
 ];
 
