@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
-use crate::harness::{engine, quickstart, replay, report, simulator, traces};
+use crate::harness::{engine, journal, quickstart, replay, report, simulator, traces};
 use crate::proxy;
 
 /// Exit status for a command line or configuration that cannot be used, as clap uses it.
@@ -26,8 +26,18 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Journal(args) => journal::run(&args).map(|equal| status(equal)),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Success, or a failure that has been printed.
+const fn status(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 

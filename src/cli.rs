@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 use crate::harness::engine::EngineArgs;
+use crate::harness::journal::JournalArgs;
 use crate::harness::quickstart::QuickstartArgs;
 use crate::harness::replay::ReplayArgs;
 use crate::harness::report::ReportArgs;
@@ -42,6 +43,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Compare finished runs: the active window, the whole run, and who won.
     Report(ReportArgs),
+    /// Read a journal of decisions and run a policy on it again.
+    Journal(JournalArgs),
     /// Run the engine model and a policy on a virtual clock: a minute of a GPU in milliseconds.
     Simulate(SimulateArgs),
     /// Make one of the built-in traces from recorded data.

@@ -4,6 +4,7 @@
 //! measured is what is shipped.
 
 pub mod engine;
+pub mod journal;
 pub mod measure;
 pub mod quickstart;
 pub mod replay;

@@ -4,6 +4,7 @@
 //! [`step`] are pure; [`recorder`] writes the run directory from a thread of its own; [`metrics`] holds what
 //! `GET /metrics` shows.
 
+pub mod journal;
 pub mod kv_csv;
 pub mod merge;
 pub mod metrics;
