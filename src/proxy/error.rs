@@ -33,6 +33,12 @@ pub enum ProxyError {
     /// The client's body broke off.
     #[error("the request body broke off: {0}")]
     BodyBroken(String),
+    /// The client stopped sending its body.
+    #[error("no more of the request body came for {seconds} s; send it again, or raise --client-idle")]
+    BodyStalled {
+        /// The limit.
+        seconds: f64,
+    },
     /// A field that one of the gate's own endpoints needs is missing.
     #[error("{0}")]
     MissingField(&'static str),
@@ -178,6 +184,7 @@ impl ProxyError {
                 client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None)
             }
             Self::BodyBroken(_) => client(StatusCode::BAD_REQUEST, "body_broken", None),
+            Self::BodyStalled { .. } => client(StatusCode::REQUEST_TIMEOUT, "body_stalled", None),
             Self::MissingField(_) => client(StatusCode::BAD_REQUEST, "missing_field", None),
             Self::UnknownBackend { .. } => client(StatusCode::BAD_REQUEST, "unknown_backend", None),
             Self::MethodNotAllowed(_) => {

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use kvgate::policy::Outcome;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::support::gate::{config_for, config_without_probes, set_max_body, set_stall_timeout};
 use crate::support::valve::Limits;
-use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve};
+use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve, within};
 
 /// Asserts an error in OpenAI's shape: a message that says something, a type, a param, a code.
 async fn openai_error(reply: Reply, status: u16) -> Value {
@@ -137,6 +139,41 @@ async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_passes() {
     stub.call().await.answer(&fixture("chat")).await;
     assert_eq!(asking.await.unwrap().status, 200);
     gate.quiet().await;
+}
+
+/// What the gate answers to bytes that no well-behaved client sends.
+async fn raw(gate: &Gate, bytes: &[u8]) -> String {
+    let mut socket = TcpStream::connect(gate.addr()).await.unwrap();
+    socket.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    within(socket.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_chunked_body_over_the_limit_is_refused_even_if_it_is_one_chunk() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    set_max_body(&mut config, 100);
+    let gate = Gate::start(config).await.up().await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let body = format!(r#"{{"model":"{}"}}"#, "x".repeat(1000));
+    let request = format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let answer = raw(&gate, request.as_bytes()).await;
+    assert!(answer.contains("body_too_large"), "{answer}");
+    stub.assert_idle();
+}
+
+#[tokio::test]
+async fn a_client_that_stops_within_its_body_is_not_waited_for_without_end() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    config.client_idle = Duration::from_millis(100);
+    let gate = Gate::start(config).await.up().await;
+    let request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{";
+    let answer = raw(&gate, request).await;
+    assert!(answer.contains("408") && answer.contains("body_stalled"), "{answer}");
+    stub.assert_idle();
 }
 
 #[tokio::test]
