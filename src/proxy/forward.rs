@@ -1,6 +1,7 @@
 //! Sends one request to one backend and waits for the head of its response.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Response;
@@ -52,8 +53,9 @@ async fn attempt(backend: &Backend, outgoing: Outgoing) -> Result<Exchange, Prox
     if !connection.reused {
         return exchange(backend, connection, outgoing, 0).await;
     }
+    let heard = connection.listen_anew();
     match exchange(backend, connection, outgoing.clone(), 0).await {
-        Err(ProxyError::Closed { .. }) => {
+        Err(ProxyError::Closed { .. }) if !heard.load(Ordering::Relaxed) => {
             let connection = backend
                 .pool
                 .connect()

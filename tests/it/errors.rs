@@ -5,7 +5,7 @@ use std::time::Duration;
 use kvgate::policy::Outcome;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::support::gate::{config_for, config_without_probes, set_max_body, set_stall_timeout};
@@ -409,4 +409,57 @@ async fn an_answer_that_has_begun_is_never_retried() {
     assert_stream_failed(&body, broken);
     stub.assert_idle();
     gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_response_head_that_breaks_off_or_cannot_be_read_is_never_retried() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let too_many_headers = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x-h: y\r\n".repeat(120));
+    for head in ["HTTP/1.1 200 OK\r\nconte", &too_many_headers] {
+        let (asking, call) = ask_on_a_used_connection(&gate, &mut stub, false).await;
+        call.break_off_after(head.as_bytes()).await;
+        let error = openai_error(asking.await.unwrap(), 502).await;
+        assert_eq!(error["code"], "backend_closed", "{error}");
+        stub.assert_idle();
+    }
+    gate.quiet().await;
+}
+
+/// Answers uploads before it has read them, and never reads them; serves everything else.
+async fn serve_hastily(listener: TcpListener) {
+    loop {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut head = vec![0; 1024];
+            loop {
+                let len = socket.read(&mut head).await.unwrap_or(0);
+                if len == 0 {
+                    return;
+                }
+                let hasty = head.starts_with(b"POST /upload");
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                drop(socket.write_all(answer).await);
+                if hasty {
+                    std::future::pending::<()>().await;
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_request_was_answered_before_it_was_sent_serves_nobody_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let _backend = tokio::spawn(serve_hastily(listener));
+    let mut config = config_for(&[url]);
+    config.scrape_interval = Duration::from_secs(3600);
+    let gate = Gate::start(config).await.up().await;
+    let upload = gate.post("/upload", vec![b'x'; 30 << 20]).send().await;
+    assert_eq!(upload.bytes().await, b"{}");
+    assert_eq!(gate.chat("p", false).send().await.status, 200);
 }

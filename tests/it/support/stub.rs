@@ -164,6 +164,11 @@ impl Call {
         }
     }
 
+    /// Writes `bytes`, whatever they are, and closes.
+    pub(crate) async fn break_off_after(mut self, bytes: &[u8]) {
+        self.connection.write(bytes).await;
+    }
+
     /// Sends the head of `answer`; its body is the test's.
     pub(crate) async fn stream(self, answer: &Fixture) -> Streaming {
         let mut connection = self.connection;
