@@ -74,6 +74,8 @@ pub enum ProxyError {
         backend: String,
         /// What the operating system said.
         cause: String,
+        /// Whether nobody listens there. A time-out, or a lack of descriptors or ports here, says nothing of that.
+        refused: bool,
     },
     /// The backend closed the connection before it answered.
     #[error(

@@ -1,6 +1,6 @@
 //! Sends one request to one backend and waits for the head of its response.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -94,6 +94,12 @@ fn unreachable(backend: &Backend, error: &io::Error) -> ProxyError {
     ProxyError::Connect {
         backend: backend.name(),
         cause: error.to_string(),
+        refused: matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+        ),
     }
 }
 

@@ -123,7 +123,12 @@ async fn exchange(
 ) -> Result<Exchange, ProxyError> {
     let backend = proxy.backend(id);
     let outcome = forward::send(backend, outgoing, proxy.config.first_byte_timeout).await;
-    if let Err(ProxyError::Connect { cause, .. }) = &outcome {
+    if let Err(ProxyError::Connect {
+        cause,
+        refused: true,
+        ..
+    }) = &outcome
+    {
         backend.refused(&proxy.gate, cause);
     }
     outcome
