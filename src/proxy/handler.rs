@@ -87,6 +87,11 @@ async fn pass(
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, ProxyError> {
     let (mut parts, body) = request.into_parts();
+    if parts.method == http::Method::CONNECT {
+        return Err(ProxyError::MethodNotAllowed(
+            "the gate opens no tunnels; send requests with a path",
+        ));
+    }
     let id = choose(&proxy, &mut parts)?;
     let body = read(body, &proxy.config).await?;
     let outgoing = Outgoing::new(parts, &body, None, proxy.backend(id).host_header());
@@ -143,6 +148,8 @@ fn relay(
 ) -> Response<GateBody> {
     let (mut parts, incoming) = exchange.response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
+    // The version, too, is the connection's own: hyper answers each client in its own.
+    parts.version = http::Version::HTTP_11;
     if watched.as_ref().is_some_and(|watched| watched.hide_usage) {
         parts.headers.remove(header::CONTENT_LENGTH);
     }

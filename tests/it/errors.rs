@@ -317,6 +317,35 @@ fn assert_stream_failed(body: &[u8], broken: bool) {
 }
 
 #[tokio::test]
+async fn a_frame_that_breaks_off_does_not_swallow_the_error() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let asking = gate.chat("p", true).spawn();
+    let answer = fixture("chat-stream-usage");
+    let mut stream = stub.call().await.stream(&answer).await;
+    let mut reply = asking.await.unwrap();
+    let whole = &answer.frames()[0];
+    stream.frame(whole).await;
+    reply.expect(whole).await;
+    stream.frame(b"data: {\"choices\":[{\"del").await;
+    drop(stream);
+    let (rest, broken) = reply.until_end_or_break().await;
+    assert_stream_failed(&rest, broken);
+    let text = String::from_utf8(rest).unwrap();
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.starts_with("data: {\"error\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_tunnel_is_refused() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let answer = raw(&gate, b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    stub.assert_idle();
+}
+
+#[tokio::test]
 async fn an_error_inside_a_stream_is_a_failed_step() {
     let mut stub = Stub::start().await;
     let (policy, valve) = valve(Limits::default());
