@@ -71,6 +71,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(error) => return Ok(complain(&error)),
     };
+    raise_open_files();
     let policy = config.policy.name();
     let gate = proxy::start(config).await?;
     for backend in &gate.proxy().backends {
@@ -91,6 +92,16 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     tracing::info!(refused = report.refused, quiet = report.quiet, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the process open as many files as it may: a request takes two sockets, and many shells start at 1024.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 async fn run_engine(args: engine::EngineArgs) -> anyhow::Result<ExitCode> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Clock;
 use crate::policy;
 use crate::proxy;
 
@@ -261,6 +262,12 @@ impl Effective {
             .find(|(known, _)| *known == name)
             .and_then(|(_, table)| table.take());
         let policy = policy_config(name, own, path)?;
+        // A typing error in the table of another policy would show only on the day that one is chosen.
+        for (name, table) in policies {
+            if table.is_some() {
+                policy_config(name, table, path)?;
+            }
+        }
         Ok(Self { options, policy })
     }
 
@@ -406,6 +413,20 @@ impl ServeOptions {
             }
             config.time_scale = scale;
         }
+        self.check_epoch(config)
+    }
+
+    /// The run's clock must be able to count from the epoch to now.
+    fn check_epoch(&self, config: &proxy::Config) -> Result<(), ConfigError> {
+        let Some(epoch) = self.time_epoch else {
+            return Ok(());
+        };
+        let run_s = Clock::scaled(1.0, Some(epoch)).now().as_secs_f64() * config.time_scale;
+        if !epoch.is_finite() || epoch < 0.0 || run_s > MAX_SECONDS {
+            return Err(ConfigError::new(format!(
+                "time_epoch: {epoch} is out of range; write the Unix time, in seconds, at which the run began"
+            )));
+        }
         Ok(())
     }
 }
@@ -491,6 +512,9 @@ fn parse_all<T: std::str::FromStr<Err: std::fmt::Display>>(
     texts.iter().map(parse).collect()
 }
 
+/// The longest duration accepted, 31 years: beyond some point adding one to a clock overflows.
+const MAX_SECONDS: f64 = 1e9;
+
 fn seconds(
     key: &str,
     value: Option<f64>,
@@ -500,10 +524,10 @@ fn seconds(
     let Some(value) = value else { return Ok(()) };
     let duration = Duration::try_from_secs_f64(value)
         .ok()
-        .filter(|_| value >= least);
+        .filter(|_| (least..=MAX_SECONDS).contains(&value));
     *slot = duration.ok_or_else(|| {
         ConfigError::new(format!(
-            "{key}: {value} is out of range; write seconds, {least} or more"
+            "{key}: {value} is out of range; write seconds, from {least} to {MAX_SECONDS}"
         ))
     })?;
     Ok(())
@@ -597,6 +621,10 @@ mod tests {
             ("sample_interval = 0.01", "sample_interval: 0.01"),
             ("time_scale = nan", "time_scale"),
             ("identity = [\"cookie\"]", "identity"),
+            ("idle_timeout = 1e19", "idle_timeout: 1"),
+            ("time_scale = 50.0\ntime_epoch = 0.0", "time_epoch: 0"),
+            ("time_epoch = nan", "time_epoch"),
+            ("policy = \"baseline\"\n[continuum]\nttl = 1", "unknown field `ttl`"),
             ("backend = [", "kvgate.toml"),
         ] {
             let error = load(&backend(), file)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use http_body_util::{BodyExt, Limited};
 use parking_lot::Mutex;
 
@@ -185,8 +185,13 @@ impl Backend {
     }
 
     /// Takes the backend down at once: a connection to it was refused.
+    ///
+    /// The gate is told under the status' lock, here and in [`Backend::scraped`], so that it hears of changes in
+    /// the order in which they were made. Nobody takes the two locks the other way round.
     pub fn refused(&self, gate: &Gate, cause: &str) {
-        if self.take_down(cause) {
+        let mut status = self.status.lock();
+        cause.clone_into(&mut status.cause);
+        if std::mem::replace(&mut status.up, false) {
             gate.with(|sequencer, now| sequencer.backend_down(now, self.id));
         }
     }
@@ -209,18 +214,15 @@ impl Backend {
     fn scraped(&self, gate: &Gate, text: Arc<str>, scrape: Scrape) {
         let sample = scrape.sample(self.id);
         let capacity = scrape.kv_capacity;
-        let changed = {
-            let mut status = self.status.lock();
-            let before = status.scrape.as_ref().map(|scrape| scrape.kv_capacity);
-            let changed = !status.up || before != Some(capacity);
-            *status = Status {
-                up: true,
-                cause: String::new(),
-                metrics: Some(text),
-                scrape: Some(Arc::new(scrape)),
-                failures: 0,
-            };
-            changed
+        let mut status = self.status.lock();
+        let before = status.scrape.as_ref().map(|scrape| scrape.kv_capacity);
+        let changed = !status.up || before != Some(capacity);
+        *status = Status {
+            up: true,
+            cause: String::new(),
+            metrics: Some(text),
+            scrape: Some(Arc::new(scrape)),
+            failures: 0,
         };
         gate.with(|sequencer, now| {
             if changed {
@@ -231,10 +233,13 @@ impl Backend {
     }
 
     fn failed(&self, gate: &Gate, error: &ProxyError) {
-        let hard = matches!(error, ProxyError::Connect { .. });
+        let hard = matches!(error, ProxyError::Connect { refused: true, .. });
         let down = {
             let mut status = self.status.lock();
             status.failures += 1;
+            if !status.up {
+                status.cause = error.to_string();
+            }
             hard || status.failures >= FAILURES_TO_DOWN
         };
         if down {
@@ -242,15 +247,10 @@ impl Backend {
         }
     }
 
-    /// True if it was up.
-    fn take_down(&self, cause: &str) -> bool {
-        let mut status = self.status.lock();
-        cause.clone_into(&mut status.cause);
-        std::mem::replace(&mut status.up, false)
-    }
-
     async fn scrape(&self) -> Result<(Arc<str>, Scrape), ProxyError> {
-        let (status, body) = self.get("/metrics", SCRAPE_TIMEOUT).await?;
+        let (status, body) = self
+            .get("/metrics", HeaderMap::new(), SCRAPE_TIMEOUT)
+            .await?;
         let text = match status.as_u16() {
             200 => String::from_utf8_lossy(&body).into(),
             // A server without metrics is still a server.
@@ -274,9 +274,10 @@ impl Backend {
     pub async fn get(
         &self,
         path: &'static str,
+        headers: HeaderMap,
         limit: Duration,
     ) -> Result<(http::StatusCode, Bytes), ProxyError> {
-        let outgoing = Outgoing::get(path, self.host_header());
+        let outgoing = Outgoing::get(path, headers, self.host_header());
         let Exchange {
             response,
             connection,

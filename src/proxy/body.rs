@@ -68,7 +68,7 @@ pub struct Relay {
     watch: Watch,
     flight: Option<Flight>,
     pending: VecDeque<Bytes>,
-    /// How long the backend may be silent, and when it was last heard.
+    /// How long the backend may be silent now, and when that is over.
     limit: Duration,
     silence: Pin<Box<Sleep>>,
 }
@@ -96,7 +96,14 @@ impl Relay {
                 (Some(watched.flight), watch)
             }
         };
-        let limit = proxy.config.idle_timeout;
+        // vLLM sends the head of a stream at once, and the first frame after its queue and the prefill.
+        let limit = match watch {
+            Watch::Nothing => proxy.config.idle_timeout,
+            Watch::Json { .. } | Watch::Events(_) => proxy
+                .config
+                .idle_timeout
+                .max(proxy.config.first_byte_timeout),
+        };
         let silence = Box::pin(tokio::time::sleep(limit));
         let incoming = Some(incoming);
         let mut relay = Self {
@@ -167,7 +174,12 @@ impl Relay {
             flight.fail(error, &self.watch.facts());
         }
         if let Watch::Events(observer) = &mut self.watch {
+            let mid_frame = observer.is_mid_frame();
             observer.finish(&mut |bytes| self.pending.push_back(bytes));
+            if mid_frame {
+                // Ends the frame that broke off, so that the error is one of its own.
+                self.pending.push_back(Bytes::from_static(b"\n\n"));
+            }
             self.pending.push_back(error.to_event());
             return None;
         }
@@ -184,6 +196,7 @@ impl Relay {
         };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(frame) => {
+                self.limit = self.proxy.config.idle_timeout;
                 self.silence
                     .as_mut()
                     .reset((machine_now() + self.limit).into());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -80,7 +80,11 @@ pub async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
 }
 
 /// `GET /v1/models`: the backend's own answer; with several backends, their models without repetitions.
-pub async fn models(State(proxy): State<Arc<Proxy>>) -> Response {
+///
+/// The client's `Authorization` goes along: vLLM guards this path with its API key.
+pub async fn models(State(proxy): State<Arc<Proxy>>, headers: HeaderMap) -> Response {
+    let key = headers.get(header::AUTHORIZATION).cloned();
+    let headers = HeaderMap::from_iter(key.map(|key| (header::AUTHORIZATION, key)));
     let up: Vec<&Backend> = proxy
         .backends
         .iter()
@@ -88,7 +92,10 @@ pub async fn models(State(proxy): State<Arc<Proxy>>) -> Response {
         .collect();
     let mut answers = Vec::with_capacity(up.len());
     for backend in up {
-        match backend.get("/v1/models", MODELS_TIMEOUT).await {
+        match backend
+            .get("/v1/models", headers.clone(), MODELS_TIMEOUT)
+            .await
+        {
             Ok((StatusCode::OK, body)) => answers.push(body),
             Ok((status, body)) if proxy.backends.len() == 1 => return as_json(status, body),
             Err(error) if proxy.backends.len() == 1 => return refuse(&error),

@@ -33,6 +33,12 @@ pub enum ProxyError {
     /// The client's body broke off.
     #[error("the request body broke off: {0}")]
     BodyBroken(String),
+    /// The client stopped sending its body.
+    #[error("no more of the request body came for {seconds} s; send it again, or raise --client-idle")]
+    BodyStalled {
+        /// The limit.
+        seconds: f64,
+    },
     /// A field that one of the gate's own endpoints needs is missing.
     #[error("{0}")]
     MissingField(&'static str),
@@ -68,6 +74,8 @@ pub enum ProxyError {
         backend: String,
         /// What the operating system said.
         cause: String,
+        /// Whether nobody listens there. A time-out, or a lack of descriptors or ports here, says nothing of that.
+        refused: bool,
     },
     /// The backend closed the connection before it answered.
     #[error(
@@ -178,6 +186,7 @@ impl ProxyError {
                 client(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None)
             }
             Self::BodyBroken(_) => client(StatusCode::BAD_REQUEST, "body_broken", None),
+            Self::BodyStalled { .. } => client(StatusCode::REQUEST_TIMEOUT, "body_stalled", None),
             Self::MissingField(_) => client(StatusCode::BAD_REQUEST, "missing_field", None),
             Self::UnknownBackend { .. } => client(StatusCode::BAD_REQUEST, "unknown_backend", None),
             Self::MethodNotAllowed(_) => {

@@ -109,8 +109,11 @@ impl Flight {
         }
     }
 
-    /// The first content came.
+    /// The first content came; an error's body is none.
     pub fn first_token(&mut self) {
+        if !self.is_served() {
+            return;
+        }
         let request = self.request;
         let now = self.proxy.gate.with(|sequencer, now| {
             sequencer.first_token(now, request);
@@ -121,8 +124,7 @@ impl Flight {
 
     /// The response was read to its end.
     pub fn end(&mut self, facts: &ResponseFacts) {
-        let served = (200..300).contains(&self.status);
-        let outcome = if served {
+        let outcome = if self.is_served() {
             facts.outcome()
         } else {
             Outcome::Failed
@@ -136,6 +138,10 @@ impl Flight {
             self.status = error.status().as_u16();
         }
         self.close(Outcome::Failed, error.code(), facts);
+    }
+
+    fn is_served(&self) -> bool {
+        (200..300).contains(&self.status)
     }
 
     fn close(&mut self, outcome: Outcome, word: &str, facts: &ResponseFacts) {

@@ -1,6 +1,7 @@
 //! Sends one request to one backend and waits for the head of its response.
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Response;
@@ -52,8 +53,9 @@ async fn attempt(backend: &Backend, outgoing: Outgoing) -> Result<Exchange, Prox
     if !connection.reused {
         return exchange(backend, connection, outgoing, 0).await;
     }
+    let heard = connection.listen_anew();
     match exchange(backend, connection, outgoing.clone(), 0).await {
-        Err(ProxyError::Closed { .. }) => {
+        Err(ProxyError::Closed { .. }) if !heard.load(Ordering::Relaxed) => {
             let connection = backend
                 .pool
                 .connect()
@@ -92,6 +94,12 @@ fn unreachable(backend: &Backend, error: &io::Error) -> ProxyError {
     ProxyError::Connect {
         backend: backend.name(),
         cause: error.to_string(),
+        refused: matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+        ),
     }
 }
 

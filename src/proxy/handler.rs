@@ -1,6 +1,7 @@
 //! One request through the gate: read, decide, forward, relay.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
@@ -8,6 +9,7 @@ use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use super::Config;
 use super::backend::Backend;
 use super::body::{Relay, Watched};
 use super::error::ProxyError;
@@ -45,7 +47,7 @@ async fn generate(
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, ProxyError> {
     let (parts, body) = request.into_parts();
-    let body = read(body, proxy.config.max_body).await?;
+    let body = read(body, &proxy.config).await?;
     let view = RequestView::parse(api, &parts.headers, &body, &proxy.config.identity)?;
     if view.model.is_none() && proxy.config.require_model {
         return Err(ProxyError::MissingModel);
@@ -85,8 +87,13 @@ async fn pass(
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, ProxyError> {
     let (mut parts, body) = request.into_parts();
+    if parts.method == http::Method::CONNECT {
+        return Err(ProxyError::MethodNotAllowed(
+            "the gate opens no tunnels; send requests with a path",
+        ));
+    }
     let id = choose(&proxy, &mut parts)?;
-    let body = read(body, proxy.config.max_body).await?;
+    let body = read(body, &proxy.config).await?;
     let outgoing = Outgoing::new(parts, &body, None, proxy.backend(id).host_header());
     let exchange = exchange(&proxy, id, outgoing).await?;
     Ok(relay(proxy, id, exchange, None))
@@ -121,7 +128,12 @@ async fn exchange(
 ) -> Result<Exchange, ProxyError> {
     let backend = proxy.backend(id);
     let outcome = forward::send(backend, outgoing, proxy.config.first_byte_timeout).await;
-    if let Err(ProxyError::Connect { cause, .. }) = &outcome {
+    if let Err(ProxyError::Connect {
+        cause,
+        refused: true,
+        ..
+    }) = &outcome
+    {
         backend.refused(&proxy.gate, cause);
     }
     outcome
@@ -136,6 +148,8 @@ fn relay(
 ) -> Response<GateBody> {
     let (mut parts, incoming) = exchange.response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
+    // The version, too, is the connection's own: hyper answers each client in its own.
+    parts.version = http::Version::HTTP_11;
     if watched.as_ref().is_some_and(|watched| watched.hide_usage) {
         parts.headers.remove(header::CONTENT_LENGTH);
     }
@@ -149,22 +163,30 @@ fn relay(
     Response::from_parts(parts, GateBody::Relay(Box::new(relay)))
 }
 
-/// The whole request body, at most `limit` bytes. One frame, the usual case, is not copied.
-async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, ProxyError> {
+/// The most room made for a body before its bytes have come: a client may announce more than it sends.
+const FIRST_ROOM: usize = 1 << 20;
+
+/// The whole request body, at most `max_body` bytes, in pieces that come at most `client_idle` apart. One frame,
+/// the usual case, is not copied.
+async fn read(mut body: Incoming, config: &Config) -> Result<Bytes, ProxyError> {
+    let (limit, patience) = (config.max_body, config.client_idle);
     let too_large = || ProxyError::BodyTooLarge { limit };
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
         return Err(too_large());
     }
-    let Some(first) = next_chunk(&mut body).await? else {
+    let Some(first) = next_chunk(&mut body, patience).await? else {
         return Ok(Bytes::new());
     };
+    if first.len() > limit {
+        return Err(too_large());
+    }
     if body.is_end_stream() {
         return Ok(first);
     }
-    let mut whole = BytesMut::with_capacity(announced.max(first.len()));
+    let mut whole = BytesMut::with_capacity(announced.min(FIRST_ROOM).max(first.len()));
     whole.extend_from_slice(&first);
-    while let Some(chunk) = next_chunk(&mut body).await? {
+    while let Some(chunk) = next_chunk(&mut body, patience).await? {
         if whole.len() + chunk.len() > limit {
             return Err(too_large());
         }
@@ -173,12 +195,16 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, ProxyError> {
     Ok(whole.freeze())
 }
 
-async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, ProxyError> {
-    while let Some(frame) = body.frame().await {
+async fn next_chunk(body: &mut Incoming, patience: Duration) -> Result<Option<Bytes>, ProxyError> {
+    loop {
+        let frame = tokio::time::timeout(patience, body.frame());
+        let frame = frame.await.map_err(|_| ProxyError::BodyStalled {
+            seconds: patience.as_secs_f64(),
+        })?;
+        let Some(frame) = frame else { return Ok(None) };
         let frame = frame.map_err(|error| ProxyError::BodyBroken(forward::describe(&error)))?;
         if let Ok(data) = frame.into_data() {
             return Ok(Some(data));
         }
     }
-    Ok(None)
 }

@@ -80,9 +80,9 @@ impl Outgoing {
         }
     }
 
-    /// A bodyless request of the gate's own.
-    pub fn get(path: &'static str, authority: &HeaderValue) -> Self {
-        let headers = HeaderMap::from_iter([(header::HOST, authority.clone())]);
+    /// A bodyless request of the gate's own, with these headers beside `Host`.
+    pub fn get(path: &'static str, mut headers: HeaderMap, authority: &HeaderValue) -> Self {
+        headers.insert(header::HOST, authority.clone());
         Self {
             method: Method::GET,
             uri: Uri::from_static(path),

@@ -4,12 +4,17 @@
 //! less than that (3 s by default), and the caller is told that it was, so that a failure before the first byte
 //! can be retried once on a fresh connection.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,6 +23,10 @@ use crate::clock::machine_now;
 
 /// The most idle connections kept; one more is closed.
 const MAX_IDLE: usize = 1024;
+
+/// How long an idle connection may take to be ready for a request. One that still sends the body of an exchange
+/// that the backend has answered early may never be.
+const READY_WAIT: Duration = Duration::from_millis(20);
 
 /// Where a backend listens and how patient the gate is with its connections.
 #[derive(Clone, Debug)]
@@ -37,8 +46,70 @@ pub struct Connection {
     pub sender: SendRequest<RequestBody>,
     /// Whether it has carried a request before.
     pub reused: bool,
+    /// Whether a byte of the backend has come since [`Connection::listen_anew`].
+    heard: Arc<AtomicBool>,
     /// The task that drives the socket; aborted with the connection.
     _driver: AbortOnDropHandle<()>,
+}
+
+impl Connection {
+    /// Forgets what was heard so far; the returned flag turns true with the next byte of the backend.
+    pub fn listen_anew(&self) -> Arc<AtomicBool> {
+        self.heard.store(false, Ordering::Relaxed);
+        Arc::clone(&self.heard)
+    }
+}
+
+/// A socket that notes whether anything came.
+#[derive(Debug)]
+struct Heard {
+    socket: TcpStream,
+    heard: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.socket).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
 }
 
 /// The idle connections to one backend.
@@ -63,8 +134,9 @@ impl Pool {
     /// What the operating system said about the new connection, or `TimedOut`.
     pub async fn checkout(&self) -> io::Result<Connection> {
         while let Some(mut connection) = self.pop() {
-            // Ready at once, unless the server has closed it meanwhile.
-            if connection.sender.ready().await.is_ok() {
+            // Ready at once, unless the server has closed it meanwhile or its last exchange is not over.
+            let ready = tokio::time::timeout(READY_WAIT, connection.sender.ready()).await;
+            if matches!(ready, Ok(Ok(()))) {
                 return Ok(connection);
             }
         }
@@ -83,7 +155,12 @@ impl Pool {
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))??;
         stream.set_nodelay(true)?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+        let heard = Arc::new(AtomicBool::new(false));
+        let socket = Heard {
+            socket: stream,
+            heard: Arc::clone(&heard),
+        };
+        let (sender, driver) = http1::handshake(TokioIo::new(socket))
             .await
             .map_err(io::Error::other)?;
         let driver = tokio::spawn(async move {
@@ -93,6 +170,7 @@ impl Pool {
         Ok(Connection {
             sender,
             reused: false,
+            heard,
             _driver: AbortOnDropHandle::new(driver),
         })
     }

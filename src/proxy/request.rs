@@ -248,7 +248,10 @@ fn usage_splice(body: &[u8], options: Option<Range<usize>>) -> Option<UsageSplic
         });
     };
     let text = &body[options.clone()];
-    if text.first() != Some(&b'{') {
+    // Usage on every chunk follows from `include_usage`: a client that did not ask for that gets neither.
+    let continuous = scan::find(text, b"continuous_usage_stats") == Some(b"true");
+    let asked = scan::find(text, b"include_usage") == Some(b"true");
+    if text.first() != Some(&b'{') || (continuous && !asked) {
         return Some(UsageSplice {
             range: options,
             insert: br#"{"include_usage":true}"#,
@@ -351,6 +354,17 @@ mod tests {
             None
         );
         assert_eq!(view(r#"{"stream":false}"#).splice, None);
+    }
+
+    #[test]
+    fn usage_on_every_chunk_is_not_switched_on_for_a_client_that_did_not_ask_for_usage() {
+        let body = r#"{"stream":true,"stream_options":{"continuous_usage_stats":true}}"#;
+        assert_eq!(
+            spliced(body)["stream_options"],
+            serde_json::json!({"include_usage": true})
+        );
+        let asked = r#"{"stream":true,"stream_options":{"continuous_usage_stats":true,"include_usage":true}}"#;
+        assert_eq!(view(asked).splice, None);
     }
 
     #[test]

@@ -171,15 +171,15 @@ pub fn first_element(text: &[u8]) -> Option<&[u8]> {
     Some(&text[start..end])
 }
 
-/// A scalar as text: a string unescaped, a number or boolean as written; `None` for null, the empty string,
-/// broken UTF-8 and containers.
+/// A name as text: a string unescaped, a number as written; `None` for null, booleans, the empty string, broken
+/// UTF-8 and containers.
 pub fn scalar(value: &[u8]) -> Option<Cow<'_, str>> {
     let text = match value.first()? {
         b'"' if memchr::memchr(b'\\', value).is_some() => {
             Cow::Owned(serde_json::from_slice(value).ok()?)
         }
         b'"' => Cow::Borrowed(std::str::from_utf8(&value[1..value.len() - 1]).ok()?),
-        b'-' | b'0'..=b'9' | b't' | b'f' => Cow::Borrowed(std::str::from_utf8(value).ok()?),
+        b'-' | b'0'..=b'9' => Cow::Borrowed(std::str::from_utf8(value).ok()?),
         _ => return None,
     };
     (!text.is_empty()).then_some(text)
@@ -309,7 +309,7 @@ mod tests {
         );
         assert_eq!(scalar(br#""a\u00e9\"b""#).as_deref(), Some("aé\"b"));
         assert_eq!(scalar(b"42").as_deref(), Some("42"));
-        for nothing in [&b"null"[..], b"\"\"", b"{}", b"[]"] {
+        for nothing in [&b"null"[..], b"false", b"\"\"", b"{}", b"[]"] {
             assert_eq!(scalar(nothing), None);
         }
     }

@@ -232,7 +232,8 @@ async fn watch(proxy: &Proxy, index: usize) -> ! {
 /// Accepts until told to stop.
 async fn accept(listener: TcpListener, proxy: Arc<Proxy>, connections: Connections) {
     let own = router::router(Arc::clone(&proxy));
-    let slots = Arc::new(Semaphore::new(proxy.config.max_connections));
+    let slots = proxy.config.max_connections.min(Semaphore::MAX_PERMITS);
+    let slots = Arc::new(Semaphore::new(slots));
     loop {
         let stream = tokio::select! {
             stream = next_connection(&listener, &slots) => stream,

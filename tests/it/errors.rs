@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use kvgate::policy::Outcome;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::support::gate::{config_for, config_without_probes, set_max_body, set_stall_timeout};
 use crate::support::valve::Limits;
-use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve};
+use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve, within};
 
 /// Asserts an error in OpenAI's shape: a message that says something, a type, a param, a code.
 async fn openai_error(reply: Reply, status: u16) -> Value {
@@ -137,6 +139,41 @@ async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_passes() {
     stub.call().await.answer(&fixture("chat")).await;
     assert_eq!(asking.await.unwrap().status, 200);
     gate.quiet().await;
+}
+
+/// What the gate answers to bytes that no well-behaved client sends.
+async fn raw(gate: &Gate, bytes: &[u8]) -> String {
+    let mut socket = TcpStream::connect(gate.addr()).await.unwrap();
+    socket.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    within(socket.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_chunked_body_over_the_limit_is_refused_even_if_it_is_one_chunk() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    set_max_body(&mut config, 100);
+    let gate = Gate::start(config).await.up().await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let body = format!(r#"{{"model":"{}"}}"#, "x".repeat(1000));
+    let request = format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let answer = raw(&gate, request.as_bytes()).await;
+    assert!(answer.contains("body_too_large"), "{answer}");
+    stub.assert_idle();
+}
+
+#[tokio::test]
+async fn a_client_that_stops_within_its_body_is_not_waited_for_without_end() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    config.client_idle = Duration::from_millis(100);
+    let gate = Gate::start(config).await.up().await;
+    let request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{";
+    let answer = raw(&gate, request).await;
+    assert!(answer.contains("408") && answer.contains("body_stalled"), "{answer}");
+    stub.assert_idle();
 }
 
 #[tokio::test]
@@ -280,6 +317,35 @@ fn assert_stream_failed(body: &[u8], broken: bool) {
 }
 
 #[tokio::test]
+async fn a_frame_that_breaks_off_does_not_swallow_the_error() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let asking = gate.chat("p", true).spawn();
+    let answer = fixture("chat-stream-usage");
+    let mut stream = stub.call().await.stream(&answer).await;
+    let mut reply = asking.await.unwrap();
+    let whole = &answer.frames()[0];
+    stream.frame(whole).await;
+    reply.expect(whole).await;
+    stream.frame(b"data: {\"choices\":[{\"del").await;
+    drop(stream);
+    let (rest, broken) = reply.until_end_or_break().await;
+    assert_stream_failed(&rest, broken);
+    let text = String::from_utf8(rest).unwrap();
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.starts_with("data: {\"error\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_tunnel_is_refused() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let answer = raw(&gate, b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    stub.assert_idle();
+}
+
+#[tokio::test]
 async fn an_error_inside_a_stream_is_a_failed_step() {
     let mut stub = Stub::start().await;
     let (policy, valve) = valve(Limits::default());
@@ -372,4 +438,57 @@ async fn an_answer_that_has_begun_is_never_retried() {
     assert_stream_failed(&body, broken);
     stub.assert_idle();
     gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_response_head_that_breaks_off_or_cannot_be_read_is_never_retried() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::start(config_without_probes(&[&stub]))
+        .await
+        .up()
+        .await;
+    let too_many_headers = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x-h: y\r\n".repeat(120));
+    for head in ["HTTP/1.1 200 OK\r\nconte", &too_many_headers] {
+        let (asking, call) = ask_on_a_used_connection(&gate, &mut stub, false).await;
+        call.break_off_after(head.as_bytes()).await;
+        let error = openai_error(asking.await.unwrap(), 502).await;
+        assert_eq!(error["code"], "backend_closed", "{error}");
+        stub.assert_idle();
+    }
+    gate.quiet().await;
+}
+
+/// Answers uploads before it has read them, and never reads them; serves everything else.
+async fn serve_hastily(listener: TcpListener) {
+    loop {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut head = vec![0; 1024];
+            loop {
+                let len = socket.read(&mut head).await.unwrap_or(0);
+                if len == 0 {
+                    return;
+                }
+                let hasty = head.starts_with(b"POST /upload");
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                drop(socket.write_all(answer).await);
+                if hasty {
+                    std::future::pending::<()>().await;
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_request_was_answered_before_it_was_sent_serves_nobody_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let _backend = tokio::spawn(serve_hastily(listener));
+    let mut config = config_for(&[url]);
+    config.scrape_interval = Duration::from_secs(3600);
+    let gate = Gate::start(config).await.up().await;
+    let upload = gate.post("/upload", vec![b'x'; 30 << 20]).send().await;
+    assert_eq!(upload.bytes().await, b"{}");
+    assert_eq!(gate.chat("p", false).send().await.status, 200);
 }

@@ -116,6 +116,17 @@ async fn models_of_all_backends_are_listed_once_each() {
 }
 
 #[tokio::test]
+async fn a_client_lists_the_models_of_a_backend_that_wants_a_key() {
+    let stub = Stub::start().await;
+    stub.set_key("Bearer k");
+    let gate = Gate::before(&stub).await;
+    let ask = gate.get("/v1/models");
+    assert_eq!(ask.clone().send().await.status, 401);
+    let ask = ask.header("authorization", "Bearer k");
+    assert_eq!(ask.send().await.status, 200);
+}
+
+#[tokio::test]
 async fn models_of_one_backend_pass_as_they_are() {
     let stub = Stub::start().await;
     let gate = Gate::before(&stub).await;

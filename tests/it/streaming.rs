@@ -1,5 +1,7 @@
 //! Streams flow frame by frame, and the usage that the gate asks for stays the gate's.
 
+use std::time::Duration;
+
 use kvgate::policy::{Event, Outcome, Tokens};
 use serde_json::{Value, json};
 
@@ -217,4 +219,21 @@ async fn tool_calls_are_the_outcome_of_a_stream_that_calls_tools() {
     valve
         .told(|event| matches!(event, Event::ToolGap { .. }).then_some(()))
         .await;
+}
+
+#[tokio::test]
+async fn a_stream_may_wait_for_its_first_token_as_long_as_any_request_for_its_first_byte() {
+    let mut stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    config.idle_timeout = Duration::from_millis(20);
+    let gate = Gate::start(config).await.up().await;
+    let asking = gate.chat("p", true).spawn();
+    let answer = fixture("chat-stream-usage");
+    // vLLM sends the head at once; what follows waits in its queue.
+    let mut stream = stub.call().await.stream(&answer).await;
+    let reply = asking.await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stream.frame(&answer.body).await;
+    stream.end().await;
+    assert!(reply.bytes().await.ends_with(b"data: [DONE]\n\n"));
 }

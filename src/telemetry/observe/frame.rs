@@ -100,6 +100,11 @@ impl FrameReader {
         self.at_start = true;
     }
 
+    /// Nothing of the current frame has been read.
+    pub(super) const fn is_at_start(&self) -> bool {
+        self.at_start
+    }
+
     /// The frame being read is the extra chunk of `stream_options.include_usage`.
     pub(super) const fn is_usage_only(&self) -> bool {
         self.collector.is_usage_only()

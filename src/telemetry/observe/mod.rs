@@ -79,6 +79,11 @@ impl StreamObserver {
         !seen && self.facts().content_seen
     }
 
+    /// Whether the bytes so far end within a frame.
+    pub const fn is_mid_frame(&self) -> bool {
+        !self.reader.is_at_start()
+    }
+
     /// Ends the response: an incomplete frame that was held back passes, unless it is the usage frame without
     /// its blank line.
     pub fn finish(&mut self, forward: &mut impl FnMut(Bytes)) {

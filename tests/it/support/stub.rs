@@ -31,6 +31,8 @@ struct Probes {
     healthy: bool,
     metrics: String,
     models: Vec<u8>,
+    /// What `Authorization` must be on `/v1/models`.
+    key: Option<String>,
 }
 
 /// One request as it arrived.
@@ -85,6 +87,7 @@ impl Stub {
             healthy: true,
             metrics: fixture::read("metrics.txt"),
             models: fixture("get-v1-models").body,
+            key: None,
         }));
         let (send, calls) = mpsc::unbounded_channel();
         let accepting = tokio::spawn(accept(listener, Arc::clone(&probes), send));
@@ -119,6 +122,10 @@ impl Stub {
 
     pub(crate) fn set_metrics(&self, text: &str) {
         text.clone_into(&mut self.probes.lock().unwrap().metrics);
+    }
+
+    pub(crate) fn set_key(&self, authorization: &str) {
+        self.probes.lock().unwrap().key = Some(authorization.to_owned());
     }
 
     pub(crate) fn set_models(&self, body: &str) {
@@ -162,6 +169,11 @@ impl Call {
             connection.write(&answer.body).await;
             drop(self.give_back.send(connection));
         }
+    }
+
+    /// Writes `bytes`, whatever they are, and closes.
+    pub(crate) async fn break_off_after(mut self, bytes: &[u8]) {
+        self.connection.write(bytes).await;
     }
 
     /// Sends the head of `answer`; its body is the test's.
@@ -357,6 +369,9 @@ impl Probes {
                 "text/plain; version=1.0.0; charset=utf-8",
                 self.metrics.clone().into_bytes(),
             ),
+            "/v1/models" if request.header("authorization") != self.key.as_deref() => {
+                (401, "application/json", br#"{"error":"Unauthorized"}"#.to_vec())
+            }
             "/v1/models" => (200, "application/json", self.models.clone()),
             _ => return None,
         };
