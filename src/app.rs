@@ -26,7 +26,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Journal(args) => journal::run(&args).map(|equal| status(equal)),
+        Command::Journal(args) => journal::run(&args).map(status),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
     }

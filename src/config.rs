@@ -624,7 +624,10 @@ mod tests {
             ("idle_timeout = 1e19", "idle_timeout: 1"),
             ("time_scale = 50.0\ntime_epoch = 0.0", "time_epoch: 0"),
             ("time_epoch = nan", "time_epoch"),
-            ("policy = \"baseline\"\n[continuum]\nttl = 1", "unknown field `ttl`"),
+            (
+                "policy = \"baseline\"\n[continuum]\nttl = 1",
+                "unknown field `ttl`",
+            ),
             ("backend = [", "kvgate.toml"),
         ] {
             let error = load(&backend(), file)

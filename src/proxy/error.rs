@@ -34,7 +34,9 @@ pub enum ProxyError {
     #[error("the request body broke off: {0}")]
     BodyBroken(String),
     /// The client stopped sending its body.
-    #[error("no more of the request body came for {seconds} s; send it again, or raise --client-idle")]
+    #[error(
+        "no more of the request body came for {seconds} s; send it again, or raise --client-idle"
+    )]
     BodyStalled {
         /// The limit.
         seconds: f64,

@@ -172,7 +172,10 @@ async fn a_client_that_stops_within_its_body_is_not_waited_for_without_end() {
     let gate = Gate::start(config).await.up().await;
     let request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\n{";
     let answer = raw(&gate, request).await;
-    assert!(answer.contains("408") && answer.contains("body_stalled"), "{answer}");
+    assert!(
+        answer.contains("408") && answer.contains("body_stalled"),
+        "{answer}"
+    );
     stub.assert_idle();
 }
 
@@ -340,7 +343,11 @@ async fn a_frame_that_breaks_off_does_not_swallow_the_error() {
 async fn a_tunnel_is_refused() {
     let mut stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
-    let answer = raw(&gate, b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    let answer = raw(
+        &gate,
+        b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .await;
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     stub.assert_idle();
 }
@@ -460,8 +467,7 @@ async fn a_response_head_that_breaks_off_or_cannot_be_read_is_never_retried() {
 
 /// Answers uploads before it has read them, and never reads them; serves everything else.
 async fn serve_hastily(listener: TcpListener) {
-    loop {
-        let (mut socket, _) = listener.accept().await.unwrap();
+    while let Ok((mut socket, _)) = listener.accept().await {
         tokio::spawn(async move {
             let mut head = vec![0; 1024];
             loop {

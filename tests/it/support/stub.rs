@@ -369,9 +369,11 @@ impl Probes {
                 "text/plain; version=1.0.0; charset=utf-8",
                 self.metrics.clone().into_bytes(),
             ),
-            "/v1/models" if request.header("authorization") != self.key.as_deref() => {
-                (401, "application/json", br#"{"error":"Unauthorized"}"#.to_vec())
-            }
+            "/v1/models" if request.header("authorization") != self.key.as_deref() => (
+                401,
+                "application/json",
+                br#"{"error":"Unauthorized"}"#.to_vec(),
+            ),
             "/v1/models" => (200, "application/json", self.models.clone()),
             _ => return None,
         };
