@@ -16,6 +16,7 @@ use crate::policy::{
     Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
     Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time, Tokens, Usage,
 };
+use crate::telemetry::journal::{Journal, Line};
 
 /// The most idle programs expired in one tick, so that a tick holds the lock for microseconds.
 const EXPIRED_PER_TICK: usize = 256;
@@ -60,6 +61,8 @@ pub struct Arrived {
     pub step_index: u32,
     /// The program's tool gap before this step; `None` for a first step or beside another request.
     pub tool_gap: Option<Duration>,
+    /// The policy that was asked.
+    pub policy: &'static str,
     /// The decision, or the promise of one.
     pub answer: Answer,
 }
@@ -96,8 +99,10 @@ impl Ending<'_> {
 #[derive(Debug)]
 enum State {
     Free,
-    /// The policy is being asked.
-    Undecided,
+    /// The policy is being asked; after a switch of policies, about a request whose task waits already.
+    Undecided {
+        waiter: Option<oneshot::Sender<Verdict>>,
+    },
     Held {
         reason: HoldReason,
         waiter: Option<oneshot::Sender<Verdict>>,
@@ -110,21 +115,39 @@ enum State {
 #[derive(Debug)]
 struct Request {
     state: State,
-    program: Option<ProgramId>,
+    /// What the policy was, or will be, told about it.
+    arrival: Arrival,
     step_index: u32,
     body_bytes: u64,
-    last_step: bool,
+    /// Grows from arrival to arrival.
+    order: u64,
+    /// Whether the present policy was told of it.
+    known: bool,
+}
+
+/// A backend as a policy has to know it.
+#[derive(Clone, Copy, Debug, Default)]
+struct BackendView {
+    /// `Some` while it is up, with its KV capacity if that is known.
+    up: Option<Option<Tokens>>,
+    sample: Option<BackendSample>,
 }
 
 /// Owner of the policy and of everything it is told about.
 #[derive(Debug)]
 pub struct Sequencer {
     policy: Box<dyn Policy>,
+    policy_name: &'static str,
+    journal: Option<Journal>,
     now: Time,
     tools: ToolNames,
     programs: Programs,
+    /// Whether the present policy was told of a program, by [`ProgramId`].
+    known_programs: Vec<bool>,
     requests: Vec<Request>,
+    arrivals: u64,
     free: Vec<RequestId>,
+    backends: Vec<BackendView>,
     in_flight: Vec<u32>,
     held: usize,
     estimator: PromptEstimator,
@@ -136,12 +159,17 @@ impl Sequencer {
     /// A sequencer around `policy` for `backends` backends, all down until told otherwise.
     pub fn new(policy: Box<dyn Policy>, backends: usize, limits: Limits) -> Self {
         Self {
+            policy_name: policy.snapshot().policy,
             policy,
+            journal: None,
             now: Time::ZERO,
             tools: ToolNames::default(),
             programs: Programs::new(limits),
+            known_programs: Vec::new(),
             requests: Vec::new(),
+            arrivals: 0,
             free: Vec::new(),
+            backends: vec![BackendView::default(); backends],
             in_flight: vec![0; backends],
             held: 0,
             estimator: PromptEstimator::default(),
@@ -156,46 +184,136 @@ impl Sequencer {
         let program = arriving.program.and_then(|name| self.enter(now, name));
         let (step_index, tool_gap) =
             program.map_or((0, None), |id| self.programs.begin_step(now, id));
+        let arrival = self.describe(program, arriving);
         let request = self.take_slot(Request {
-            state: State::Undecided,
-            program,
+            state: State::Undecided { waiter: None },
+            arrival,
             step_index,
             body_bytes: arriving.body_bytes,
-            last_step: arriving.last_step,
+            order: self.arrivals,
+            known: false,
         });
+        self.arrivals += 1;
+        self.requests[request.index()].arrival.request = request;
         if self.draining {
             self.requests[request.index()].state = State::Refused(Refusal::Draining);
         } else {
-            let arrival = self.describe(request, program, arriving);
-            self.tell(&Event::Arrive(arrival));
+            self.tell_arrival(request);
         }
         Arrived {
             request,
             step_index,
             tool_gap,
+            policy: self.policy_name,
             answer: self.answer(request),
         }
     }
 
-    fn describe(
-        &self,
-        request: RequestId,
-        program: Option<ProgramId>,
-        arriving: &Arriving<'_>,
-    ) -> Arrival {
+    /// What the policy will be told; the request's id is not known yet.
+    fn describe(&self, program: Option<ProgramId>, arriving: &Arriving<'_>) -> Arrival {
         let history = program.and_then(|id| self.programs.history(id));
         let shared = arriving.shared.map(|shared| SharedPrefix {
             fingerprint: shared.fingerprint,
             tokens: self.estimator.estimate(None, shared.bytes),
         });
-        let prompt = self.estimator.estimate(history, arriving.body_bytes);
         Arrival {
-            request,
+            request: RequestId(0),
             program,
-            prompt,
+            prompt: self.estimator.estimate(history, arriving.body_bytes),
             shared,
             last_step: arriving.last_step,
         }
+    }
+
+    fn tell_arrival(&mut self, request: RequestId) {
+        let slot = &mut self.requests[request.index()];
+        slot.known = true;
+        let arrival = slot.arrival;
+        if let Some(id) = arrival.program {
+            if self.known_programs.len() <= id.index() {
+                self.known_programs.resize(id.index() + 1, false);
+            }
+            self.known_programs[id.index()] = true;
+        }
+        self.tell(&Event::Arrive(arrival));
+    }
+
+    /// Tells the policy that a program is over, if it ever heard of it.
+    fn tell_release(&mut self, program: ProgramId) {
+        if self.forget_known(program) {
+            self.tell(&Event::Release { program });
+        }
+    }
+
+    fn is_known(&self, program: ProgramId) -> bool {
+        self.known_programs.get(program.index()) == Some(&true)
+    }
+
+    fn forget_known(&mut self, program: ProgramId) -> bool {
+        let known = self.known_programs.get_mut(program.index());
+        known.is_some_and(|known| std::mem::replace(known, false))
+    }
+
+    /// Puts another policy in charge. Nothing is lost: what runs is finished without it, what is held is put to it
+    /// again in order of arrival, and it hears of every backend first.
+    ///
+    /// Of contexts that are resident already it learns only as their programs come back, so it may admit too much
+    /// for as long as the requests that run now take.
+    pub fn switch(&mut self, now: Time, policy: Box<dyn Policy>) {
+        self.advance(now);
+        self.policy_name = policy.snapshot().policy;
+        self.policy = policy;
+        self.known_programs.clear();
+        for request in &mut self.requests {
+            request.known = false;
+        }
+        for (view, id) in self.backends.clone().into_iter().zip(0..) {
+            let backend = BackendId(id);
+            if let Some(kv_capacity) = view.up {
+                self.tell(&Event::BackendUp {
+                    backend,
+                    kv_capacity,
+                });
+                if let Some(sample) = view.sample {
+                    self.tell(&Event::Sample(sample));
+                }
+            }
+        }
+        for request in self.take_held() {
+            self.tell_arrival(request);
+        }
+    }
+
+    /// Every held request, in order of arrival, as undecided again.
+    fn take_held(&mut self) -> Vec<RequestId> {
+        let mut held = Vec::with_capacity(self.held);
+        for slot in &mut self.requests {
+            if let State::Held { waiter, .. } = &mut slot.state {
+                let waiter = waiter.take();
+                slot.state = State::Undecided { waiter };
+                held.push((slot.order, slot.arrival.request));
+            }
+        }
+        self.held = 0;
+        held.sort_unstable();
+        held.into_iter().map(|(_, request)| request).collect()
+    }
+
+    /// Records every event and decision from here on.
+    pub fn set_journal(&mut self, journal: Option<Journal>) {
+        self.journal = journal;
+    }
+
+    /// Writes a line that is no event, such as the policy's own.
+    pub fn note(&mut self, line: Line) {
+        if let Some(journal) = &mut self.journal {
+            journal.record(line);
+        }
+    }
+
+    /// Ends the journal and hands it over, so that closing it need not hold the lock.
+    pub const fn take_journal(&mut self) -> Option<Journal> {
+        self.journal.take()
     }
 
     /// Ends a request, whatever state it is in: a held one is cancelled, a running one is over.
@@ -203,12 +321,10 @@ impl Sequencer {
         let now = self.advance(now);
         let slot = &mut self.requests[request.index()];
         let state = std::mem::replace(&mut slot.state, State::Free);
-        let (program, step_index, body_bytes, last_step) = (
-            slot.program,
-            slot.step_index,
-            slot.body_bytes,
-            slot.last_step,
-        );
+        let (step_index, body_bytes, known) = (slot.step_index, slot.body_bytes, slot.known);
+        let Arrival {
+            program, last_step, ..
+        } = slot.arrival;
         if let State::Admitted(backend) = state {
             self.in_flight[backend.index()] -= 1;
         }
@@ -218,7 +334,7 @@ impl Sequencer {
             self.estimator.observe(body_bytes, usage.prompt);
         }
         self.held -= usize::from(matches!(state, State::Held { .. }));
-        if matches!(state, State::Held { .. } | State::Admitted(_)) {
+        if known && matches!(state, State::Held { .. } | State::Admitted(_)) {
             self.tell(&Event::Finish {
                 request,
                 outcome: ending.outcome,
@@ -234,8 +350,8 @@ impl Sequencer {
             was_running: matches!(state, State::Admitted(_)),
         };
         match self.programs.end_step(now, id, step, ending) {
-            Rest::Over => self.tell(&Event::Release { program: id }),
-            Rest::Idle if ending.outcome.is_success() => {
+            Rest::Over => self.tell_release(id),
+            Rest::Idle if ending.outcome.is_success() && self.is_known(id) => {
                 let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
                     GapKind::Tool(self.tools.intern(name))
                 });
@@ -252,7 +368,7 @@ impl Sequencer {
             return false;
         };
         if self.programs.end(id) == Rest::Over {
-            self.tell(&Event::Release { program: id });
+            self.tell_release(id);
         }
         true
     }
@@ -260,6 +376,7 @@ impl Sequencer {
     /// A backend answers, with this KV capacity if it is known.
     pub fn backend_up(&mut self, now: Time, backend: BackendId, kv_capacity: Option<Tokens>) {
         self.advance(now);
+        self.backends[backend.index()].up = Some(kv_capacity);
         self.tell(&Event::BackendUp {
             backend,
             kv_capacity,
@@ -269,19 +386,23 @@ impl Sequencer {
     /// A backend stopped answering.
     pub fn backend_down(&mut self, now: Time, backend: BackendId) {
         self.advance(now);
+        self.backends[backend.index()].up = None;
         self.tell(&Event::BackendDown { backend });
     }
 
     /// A backend was scraped.
     pub fn sample(&mut self, now: Time, sample: BackendSample) {
         self.advance(now);
+        self.backends[sample.backend.index()].sample = Some(sample);
         self.tell(&Event::Sample(sample));
     }
 
     /// The first token of an admitted request has passed.
     pub fn first_token(&mut self, now: Time, request: RequestId) {
         self.advance(now);
-        self.tell(&Event::FirstToken { request });
+        if self.requests[request.index()].known {
+            self.tell(&Event::FirstToken { request });
+        }
     }
 
     /// Wakes the policy if it asked for it, and releases programs that have been idle for too long.
@@ -298,7 +419,7 @@ impl Sequencer {
             let Some(program) = self.programs.expire_idle(now) else {
                 break;
             };
-            self.tell(&Event::Release { program });
+            self.tell_release(program);
         }
     }
 
@@ -377,7 +498,7 @@ impl Sequencer {
         }
         if self.programs.is_full() {
             let oldest = self.programs.expire(now)?;
-            self.tell(&Event::Release { program: oldest });
+            self.tell_release(oldest);
         }
         Some(self.programs.insert(now, name))
     }
@@ -402,7 +523,7 @@ impl Sequencer {
                 Answer::Held(*reason, verdict)
             }
             State::Refused(refusal) => Answer::Now(Verdict::Refuse(*refusal)),
-            State::Free | State::Undecided => {
+            State::Free | State::Undecided { .. } => {
                 debug_assert!(false, "law P1: {request:?} arrived and got no decision");
                 Answer::Now(Verdict::Refuse(Refusal::Policy(RejectReason::NoBackend)))
             }
@@ -412,6 +533,13 @@ impl Sequencer {
     fn tell(&mut self, event: &Event) {
         let mut decisions = std::mem::take(&mut self.decisions);
         self.policy.handle(self.now, event, &mut decisions);
+        if let Some(journal) = &mut self.journal {
+            journal.record(Line::Event {
+                at: self.now,
+                event: event.clone(),
+                decisions: decisions.as_slice().to_vec(),
+            });
+        }
         for decision in decisions.drain() {
             self.apply(decision);
         }
@@ -429,7 +557,7 @@ impl Sequencer {
 
     fn admit(&mut self, index: usize, backend: BackendId) {
         let slot = &mut self.requests[index];
-        if let Some(id) = slot.program {
+        if let Some(id) = slot.arrival.program {
             self.programs.admit(id, backend);
         }
         self.in_flight[backend.index()] += 1;
@@ -445,21 +573,29 @@ impl Sequencer {
     fn hold(&mut self, index: usize, why: HoldReason) {
         match &mut self.requests[index].state {
             State::Held { reason, .. } => *reason = why,
-            state @ (State::Free | State::Undecided | State::Admitted(_) | State::Refused(_)) => {
-                *state = State::Held {
+            State::Undecided { waiter } => {
+                let waiter = waiter.take();
+                self.requests[index].state = State::Held {
                     reason: why,
-                    waiter: None,
+                    waiter,
                 };
                 self.held += 1;
+            }
+            State::Free | State::Admitted(_) | State::Refused(_) => {
+                debug_assert!(false, "law P1: request {index} is decided and held again");
             }
         }
     }
 
     fn notify(&mut self, before: State, verdict: Verdict) {
-        let State::Held { waiter, .. } = before else {
-            return;
+        let waiter = match before {
+            State::Held { waiter, .. } => {
+                self.held -= 1;
+                waiter
+            }
+            State::Undecided { waiter } => waiter,
+            State::Free | State::Admitted(_) | State::Refused(_) => None,
         };
-        self.held -= 1;
         if let Some(waiter) = waiter {
             // A receiver that is gone means that its task is about to finish the request.
             let _gone = waiter.send(verdict);
@@ -666,6 +802,43 @@ mod tests {
         sequencer.arrive(MS(0), &step(None));
         sequencer.arrive(MS(0), &step(None));
         assert_eq!((sequencer.open(), sequencer.program_count()), (2, 0));
+    }
+
+    #[test]
+    fn another_policy_takes_over_what_is_held_and_lets_what_runs_finish() {
+        let (mut sequencer, _) = sequencer(10);
+        let running = sequencer.arrive(MS(0), &step(Some("running")));
+        sequencer.backend_up(MS(0), BackendId(0), None);
+        sequencer.tick(MS(100));
+        let first = sequencer.arrive(MS(101), &step(Some("first")));
+        let second = sequencer.arrive(MS(102), &step(Some("second")));
+        let (first, second) = (
+            (first.request, verdict(first)),
+            (second.request, verdict(second)),
+        );
+        let config = crate::policy::Config::by_name("baseline").unwrap();
+        sequencer.switch(MS(103), config.build());
+        assert_eq!((sequencer.held(), sequencer.in_flight()[0]), (0, 3));
+        for (request, mut verdict) in [first, second] {
+            assert_eq!(verdict.try_recv(), Ok(Verdict::Admit(BackendId(0))));
+            sequencer.finish(MS(200), request, &SERVED);
+        }
+        // Checked, which wraps policies in debug builds, would not take the end of a request it never saw.
+        sequencer.finish(MS(201), running.request, &SERVED);
+        assert!(sequencer.release(MS(202), "running"));
+        assert_eq!((sequencer.open(), sequencer.in_flight()[0]), (0, 0));
+    }
+
+    #[test]
+    fn a_held_request_stays_held_and_waits_on_under_another_policy() {
+        let (mut one, _) = sequencer(10);
+        let arrived = one.arrive(MS(0), &step(Some("a")));
+        let mut waiting = verdict(arrived);
+        one.switch(MS(1), Box::new(Valve::default()));
+        assert_eq!(one.held(), 1);
+        assert!(waiting.try_recv().is_err());
+        one.tick(MS(100));
+        assert_eq!(waiting.try_recv(), Ok(Verdict::Admit(BackendId(0))));
     }
 
     #[test]
