@@ -12,4 +12,5 @@ pub mod rundir;
 pub mod stats;
 pub mod trace;
 pub mod traces;
+pub mod vectors;
 pub mod window;
