@@ -198,6 +198,7 @@ impl World {
             program,
             prompt: Tokens(prompt),
             shared,
+            name_hash: 0,
             last_step,
         }));
     }
@@ -603,6 +604,7 @@ fn arrive(world: &mut World, request: u32, program: Option<u32>) {
         program: program.map(ProgramId),
         prompt: Tokens(10),
         shared: None,
+        name_hash: 0,
         last_step: false,
     });
     world.policy.handle(world.now, &event, &mut world.out);

@@ -213,6 +213,7 @@ impl World {
                 fingerprint: u64::from(program.0 % 4),
                 tokens: SHARED,
             }),
+            name_hash: 0,
             last_step: step >= 11,
         }));
     }

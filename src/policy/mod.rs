@@ -172,7 +172,7 @@ impl Config {
     pub fn build_unchecked(&self) -> Box<dyn Policy> {
         match self {
             Self::Baseline(baseline::Config {}) => Box::new(baseline::Baseline::default()),
-            Self::ThunderReact(config) => Box::new(thunderreact::ThunderReact::new(config.clone())),
+            Self::ThunderReact(config) => thunderreact::build(config.clone()),
             Self::Continuum(config) => Box::new(continuum::Continuum::new(config.clone())),
         }
     }

@@ -159,6 +159,7 @@ mod tests {
             program: None,
             prompt: Tokens(10),
             shared: None,
+            name_hash: 0,
             last_step: false,
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::intern::{ProgramNames, ToolNames};
 use super::request::SharedBytes;
 use crate::policy::estimate::{PromptEstimator, PromptHistory};
+use crate::policy::ids::name_hash;
 use crate::policy::{
     Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
     Policy, PolicySnapshot, ProgramId, ProgramView, RejectReason, RequestId, SharedPrefix, Time,
@@ -126,6 +127,7 @@ pub struct ProgramStatus {
 #[derive(Debug)]
 struct Program {
     name: Box<str>,
+    name_hash: u64,
     backend: Option<BackendId>,
     context: Tokens,
     history: Option<PromptHistory>,
@@ -245,6 +247,7 @@ impl Sequencer {
         Arrival {
             request,
             program,
+            name_hash: program.map_or(0, |id| self.program(id).map_or(0, |p| p.name_hash)),
             prompt,
             shared,
             last_step: arriving.last_step,
@@ -519,6 +522,7 @@ impl Sequencer {
         }
         self.programs[id.index()] = Some(Program {
             name: name.into(),
+            name_hash: name_hash(name),
             backend: None,
             context: Tokens::ZERO,
             history: None,

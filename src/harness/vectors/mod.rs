@@ -2,6 +2,11 @@
 //!
 //! Here is what every kind of file shares, the [`Tally`]. Each kind's format has a module of its own.
 
+pub mod thunderreact;
+
+mod entries;
+mod python;
+
 /// The outcome of checking one or more files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

@@ -68,6 +68,7 @@ impl Scene {
             program: program.map(ProgramId),
             prompt: Tokens(prompt),
             shared: None,
+            name_hash: 0,
             last_step: false,
         }));
         self

@@ -15,10 +15,12 @@
 mod config;
 mod pressure;
 mod programs;
+mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use config::Config;
+pub use config::{Config, Mode};
+pub use reference::{LastActs, ProgramState, Reference};
 
 use super::roster::{Backend, Flight, Roster};
 use super::settings;
@@ -27,13 +29,21 @@ use super::{
     Arrival, BackendId, Decisions, Event, HoldReason, Outcome, Policy, PolicySnapshot, ProgramId,
     ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
 };
-use pressure::Cooldowns;
+use pressure::{Cooldowns, cooled};
 use programs::{Programs, ResumeKey};
 
 /// The name in the registry.
 pub const NAME: &str = "thunderreact";
 
-/// The policy's state.
+/// The policy that `config` asks for.
+pub fn build(config: Config) -> Box<dyn Policy> {
+    match config.mode {
+        Mode::Compat => Box::new(Reference::new(config)),
+        Mode::Fixed => Box::new(ThunderReact::new(config)),
+    }
+}
+
+/// The policy's state in `fixed` mode.
 #[derive(Debug)]
 pub struct ThunderReact {
     config: Config,

@@ -169,6 +169,7 @@ impl ThunderReact {
     }
 }
 
-fn cooled(now: Time, last: Option<Time>, cooldown_s: f64) -> bool {
+/// Whether `cooldown_s` seconds have passed since `last`.
+pub(super) fn cooled(now: Time, last: Option<Time>, cooldown_s: f64) -> bool {
     last.is_none_or(|last| now.since(last) >= settings::duration(cooldown_s))
 }

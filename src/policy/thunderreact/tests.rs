@@ -73,6 +73,7 @@ impl Scene {
             program: program.map(ProgramId),
             prompt: Tokens(100),
             shared: None,
+            name_hash: 0,
             last_step,
         }));
         self
