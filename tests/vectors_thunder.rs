@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kvgate::harness::vectors::{Tally, thunderreact};
+use kvgate::harness::vectors::{Tally, thunderagent, thunderreact};
 
 fn fixtures(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder);
@@ -26,4 +26,10 @@ fn thunderreact_decides_as_recorded() {
     let tally = check("thunderreact", thunderreact::check);
     // 14 constants, 78 looks, 8 transfers, 28 placements, 5 metric texts, 4 names.
     assert_eq!((tally.passed, tally.failed), (137, 0));
+}
+
+#[test]
+fn thunderagent_decides_as_recorded() {
+    let tally = check("thunderagent", thunderagent::check);
+    assert_eq!((tally.passed, tally.failed), (65, 0));
 }

@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod roster;
 pub mod settings;
 pub mod slots;
+pub mod thunderagent;
 pub mod thunderreact;
 pub mod time;
 pub mod units;

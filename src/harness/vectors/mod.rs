@@ -2,6 +2,7 @@
 //!
 //! Here is what every kind of file shares, the [`Tally`]. Each kind's format has a module of its own.
 
+pub mod thunderagent;
 pub mod thunderreact;
 
 mod entries;
