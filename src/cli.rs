@@ -9,6 +9,7 @@ use crate::harness::engine::EngineArgs;
 use crate::harness::quickstart::QuickstartArgs;
 use crate::harness::replay::ReplayArgs;
 use crate::harness::traces::TraceArgs;
+use crate::harness::vectors::VectorsArgs;
 
 /// A reverse proxy in front of vLLM that decides when each step of an agent runs.
 ///
@@ -37,6 +38,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Make one of the built-in traces from recorded data.
     Trace(TraceArgs),
+    /// Check recorded decisions of the reference schedulers against the policies here.
+    CheckVectors(VectorsArgs),
 }
 
 /// Options of `kvgate serve` and `kvgate config`.
