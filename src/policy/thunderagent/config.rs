@@ -21,8 +21,9 @@ pub enum Mode {
 pub struct Config {
     /// `compat`: the original's decisions. `fixed`: the same idea with its defects mended.
     pub mode: Mode,
-    /// Seconds between two sweeps. `fixed` decides at every event, and sweeps only because idle contexts fade.
-    pub sweep_s: f64,
+    /// Seconds between two sweeps. `fixed` decides at every event, and sweeps only because idle contexts fade and
+    /// waits run out. Absent: 5 in `compat`, 1 in `fixed`.
+    pub sweep_s: Option<f64>,
     /// What a token of an idle program weighs beside one of a running program, 0–1.
     pub acting_token_weight: f64,
     /// Whether idle contexts fade, by half every `half_life_s`, when room is made for a held program. Absent: off
@@ -56,13 +57,21 @@ impl Config {
     pub fn validate(&self) -> Result<(), String> {
         settings::fraction("acting_token_weight", self.acting_token_weight)?;
         settings::fraction("mark_usage", self.mark_usage)?;
-        settings::seconds("sweep_s", self.sweep_s, 0.01)?;
+        settings::seconds("sweep_s", self.sweep_s(), 0.01)?;
         settings::seconds("half_life_s", self.half_life_s(), 0.01)?;
         settings::seconds("home_wait_s", self.home_wait_s, 0.0)?;
         settings::seconds("patience_s", self.patience_s, 0.0)?;
         settings::seconds("hold_timeout_s", self.hold_timeout_s(), 0.0)?;
         settings::at_least_one("max_held", self.max_held.into())?;
         settings::at_least_one("max_programs", self.max_programs.into())
+    }
+
+    /// Seconds between two sweeps.
+    pub fn sweep_s(&self) -> f64 {
+        self.sweep_s.unwrap_or(match self.mode {
+            Mode::Compat => 5.0,
+            Mode::Fixed => 1.0,
+        })
     }
 
     /// Whether idle contexts fade.
@@ -91,7 +100,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             mode: Mode::Fixed,
-            sweep_s: 5.0,
+            sweep_s: None,
             acting_token_weight: 1.0,
             decay: None,
             half_life_s: None,

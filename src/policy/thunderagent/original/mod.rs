@@ -524,7 +524,7 @@ impl Policy for Original {
 
 impl Original {
     fn interval(&self) -> Duration {
-        settings::duration(self.config.sweep_s).max(Duration::from_millis(1))
+        settings::duration(self.config.sweep_s()).max(Duration::from_millis(1))
     }
 }
 
