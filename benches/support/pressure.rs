@@ -16,7 +16,7 @@ use std::time::Duration;
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Config, Decision, Decisions, Event, GapKind, Outcome,
     Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, continuum,
-    thunderreact,
+    thunderagent, thunderreact,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -85,6 +85,10 @@ pub(crate) fn config(name: &str, programs: u32) -> Config {
             max_held: programs,
             // Pauses large steps, so that the overload of the start is gone after the warm-up.
             kv_budget_tokens: Some(20 * capacity(programs).0),
+            ..config
+        }),
+        Config::ThunderAgent(config) => Config::ThunderAgent(thunderagent::Config {
+            max_held: programs,
             ..config
         }),
         Config::Continuum(config) => Config::Continuum(continuum::Config {

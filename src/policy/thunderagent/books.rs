@@ -1,6 +1,7 @@
 //! ThunderAgent's books: which program occupies what, where, and who is paused when that is too much.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use super::Config;
 use crate::policy::ledger::{Footprint, Ledger};
@@ -31,7 +32,7 @@ pub(super) struct Program {
 }
 
 const _: () = assert!(
-    size_of::<Option<Program>>() <= 72,
+    size_of::<Option<Program>>() <= 64,
     "100,000 programs must stay within a few MB"
 );
 
@@ -40,8 +41,9 @@ const _: () = assert!(
 struct Server {
     /// Programs that count here.
     active: u32,
-    /// Running programs that are not marked, by context.
-    running: BTreeSet<(Tokens, ProgramId)>,
+    /// Running programs that are not marked, smallest context first. Entries of programs that have changed since
+    /// stay until they come first, or until they outnumber the others.
+    running: BinaryHeap<Reverse<(Tokens, ProgramId)>>,
     /// Running programs that are, and the sum of their contexts.
     marked: BTreeSet<(Tokens, ProgramId)>,
     leaving: Tokens,
@@ -233,7 +235,7 @@ impl Books {
         self.set_running(id, true);
     }
 
-    /// Puts a running program into the sets of its home, or takes it out.
+    /// Notes a running program among those of its home, or takes it out.
     fn set_running(&mut self, id: ProgramId, is_running: bool) {
         let Some(&program) = self.program(id) else {
             return;
@@ -242,13 +244,45 @@ impl Books {
             return;
         };
         let key = (program.tokens, id);
-        let server = self.server(home);
-        let set = if program.marked { &mut server.marked } else { &mut server.running };
-        let changed = if is_running { set.insert(key) } else { set.remove(&key) };
-        if program.marked && changed && is_running {
-            server.leaving += program.tokens;
-        } else if program.marked && changed {
-            server.leaving -= program.tokens;
+        if program.marked {
+            let server = self.server(home);
+            if is_running && server.marked.insert(key) {
+                server.leaving += program.tokens;
+            } else if !is_running && server.marked.remove(&key) {
+                server.leaving -= program.tokens;
+            }
+        } else if is_running {
+            self.server(home).running.push(Reverse(key));
+            self.tidy(home);
+        }
+    }
+
+    /// Keeps the running programs' heap no longer than twice their number.
+    fn tidy(&mut self, backend: BackendId) {
+        let server = self.server(backend);
+        if server.running.len() > 2 * server.active as usize + 64 {
+            let mut running = std::mem::take(&mut server.running).into_vec();
+            running.retain(|Reverse(key)| self.is_running(backend, *key));
+            running.sort_unstable();
+            running.dedup();
+            self.server(backend).running = running.into();
+        }
+    }
+
+    fn is_running(&self, backend: BackendId, (tokens, id): (Tokens, ProgramId)) -> bool {
+        self.program(id).is_some_and(|p| {
+            let runs = p.active && p.in_flight > 0 && p.home == Some(backend);
+            runs && !p.marked && p.tokens == tokens
+        })
+    }
+
+    /// Takes out the smallest running program that is not marked.
+    fn pop_running(&mut self, backend: BackendId) -> Option<ProgramId> {
+        loop {
+            let Reverse(key) = self.server(backend).running.pop()?;
+            if self.is_running(backend, key) {
+                return Some(key.1);
+            }
         }
     }
 
@@ -336,10 +370,8 @@ impl Books {
 
     /// Forgets a program; returns the backend that it leaves.
     pub(super) fn release(&mut self, now: Time, id: ProgramId) -> Option<BackendId> {
-        let home = self.program(id).filter(|p| p.active)?.home;
         self.deactivate(now, id);
-        self.table.remove(id.index());
-        home
+        self.table.remove(id.index())?.home
     }
 
     /// Forgets every context on a backend that is down. O(programs).
@@ -362,32 +394,38 @@ impl Books {
     /// While more counts on `backend` than it holds: pauses idle programs, then marks running ones, smallest first.
     /// A mark counts as room at once, and is taken back when it is not needed any more.
     pub(super) fn relieve(&mut self, now: Time, backend: BackendId) {
-        while let Some(lack) = self.lack(backend) {
+        while self.lacks(backend) {
             let smallest = self.ledger.idle(backend).next();
             if let Some(id) = smallest {
                 self.deactivate(now, id);
                 continue;
             }
-            let running = self.server(backend).running.first().copied();
-            let Some((_, id)) = running.filter(|_| lack > 0.0 && self.is_full(backend)) else {
+            if !self.is_full(backend) {
+                break;
+            }
+            let Some(id) = self.pop_running(backend) else {
                 break;
             };
             self.update(id, |p| p.marked = true);
         }
         while let Some((tokens, id)) = self.server(backend).marked.last().copied() {
             let leaving = self.server(backend).leaving - tokens;
-            if self.room(backend).is_some_and(|room| room + leaving.as_f64() < 0.0) {
+            if self.lacks_beside(backend, leaving) {
                 break;
             }
             self.update(id, |p| p.marked = false);
         }
     }
 
-    /// Tokens that count on `backend` beyond its capacity and its marks; `None` if there are none.
-    fn lack(&self, backend: BackendId) -> Option<f64> {
-        let leaving = self.servers.get(backend.index()).map_or(Tokens::ZERO, |s| s.leaving);
-        let lack = -(self.room(backend)? + leaving.as_f64());
-        Some(lack).filter(|lack| *lack > 0.0)
+    /// Whether more counts on `backend` than it holds, marked programs left out.
+    fn lacks(&self, backend: BackendId) -> bool {
+        let server = self.servers.get(backend.index());
+        self.lacks_beside(backend, server.map_or(Tokens::ZERO, |s| s.leaving))
+    }
+
+    fn lacks_beside(&self, backend: BackendId, leaving: Tokens) -> bool {
+        let room = self.room(backend);
+        room.is_some_and(|room| room + leaving.as_f64() < 0.0)
     }
 
     /// Whether the engine itself is near its capacity. Books that say so alone overcount, such as by a prefix that

@@ -104,26 +104,34 @@ impl ThunderAgent {
         let program = self.books.meet(id);
         arrival.prompt = arrival.prompt.max(program.tokens);
         let active = program.home.filter(|_| program.active);
-        let place = program.home.map_or(Place::Anywhere, Place::Home);
         let roomiest = || self.books.roomiest(now, &arrival).unwrap_or(least);
         let here = program.home.unwrap_or_else(roomiest);
-        if active.is_some() || (self.waiting.is_empty() && self.books.fits(now, here, &arrival)) {
+        let returning = program.steps > 0;
+        let key = (
+            program.home.map_or(Place::Anywhere, Place::Home),
+            if returning { Class::Returning } else { Class::New },
+            arrival.prompt,
+        );
+        if active.is_some() || self.passes(now, here, key, &arrival) {
             return self.start(now, &arrival, here, out);
         }
         if self.waiting.is_full() {
             return out.reject(arrival.request, RejectReason::QueueFull);
         }
-        let returning = program.steps > 0;
-        let class = if returning { Class::Returning } else { Class::New };
-        self.waiting.push(now, (place, class, arrival.prompt), arrival);
-        if matches!(place, Place::Home(_)) {
+        self.waiting.push(now, key, arrival);
+        if program.home.is_some() {
             self.homesick.push_back((now, arrival.request));
         }
-        self.fill(now, here, out);
-        if self.waiting.get(arrival.request).is_some() {
-            let reason = if returning { HoldReason::Paused } else { HoldReason::NoRoom };
-            out.hold(arrival.request, reason);
-        }
+        let reason = if returning { HoldReason::Paused } else { HoldReason::NoRoom };
+        out.hold(arrival.request, reason);
+    }
+
+    /// Whether a request that arrives fits on `backend` and nothing that waits for it goes first.
+    fn passes(&self, now: Time, backend: BackendId, key: Key, arrival: &Arrival) -> bool {
+        let order = |key: Key| (key.1, key.2);
+        let lines = self.lines(backend);
+        let leads = || lines.filter(|held| order(held.key) <= order(key)).all(|_| false);
+        self.books.fits(now, backend, arrival) && !self.is_reserved(now, backend) && leads()
     }
 
     fn start(&mut self, now: Time, arrival: &Arrival, backend: BackendId, out: &mut Decisions) {
@@ -170,22 +178,31 @@ impl ThunderAgent {
     /// to go to, nothing passes it once it has waited for `patience_s`.
     fn next(&self, now: Time, backend: BackendId) -> Option<Arrival> {
         let fits = |held: &&Held<Key>| self.books.fits(now, backend, &held.arrival);
-        let patience = settings::duration(self.config.patience_s);
-        let overdue = |held: &&Held<Key>| now.since(held.since) >= patience;
-        if let Some(leader) = self.waiting.oldest().filter(overdue)
-            && self.target(now, leader) == Some(backend)
-        {
-            return Some(leader).filter(fits).map(|held| held.arrival);
+        if self.is_reserved(now, backend) {
+            return self.waiting.oldest().filter(fits).map(|held| held.arrival);
         }
+        let best = self.lines(backend).filter(fits);
+        let best = best.min_by_key(|held| (held.key.1, held.key.2));
+        best.map(|held| held.arrival)
+    }
+
+    /// Whether the longest-held request is overdue and is to go to `backend`.
+    fn is_reserved(&self, now: Time, backend: BackendId) -> bool {
+        let patience = settings::duration(self.config.patience_s);
+        let oldest = self.waiting.oldest();
+        let overdue = oldest.filter(|held| now.since(held.since) >= patience);
+        overdue.is_some_and(|held| self.target(now, held) == Some(backend))
+    }
+
+    /// The first of each line that waits for `backend`.
+    fn lines(&self, backend: BackendId) -> impl Iterator<Item = &Held<Key>> {
         let lines = [
             (Place::Home(backend), Class::Returning),
             (Place::Home(backend), Class::New),
             (Place::Anywhere, Class::Returning),
             (Place::Anywhere, Class::New),
         ];
-        let heads = lines.into_iter().filter_map(|line| self.head(line));
-        let best = heads.filter(fits).min_by_key(|held| (held.key.1, held.key.2));
-        best.map(|held| held.arrival)
+        lines.into_iter().filter_map(|line| self.head(line))
     }
 
     fn head(&self, (place, class): (Place, Class)) -> Option<&Held<Key>> {
