@@ -43,7 +43,11 @@ fn complain(error: &ConfigError) -> ExitCode {
 
 fn check_vectors(args: &vectors::VectorsArgs) -> anyhow::Result<ExitCode> {
     let tally = vectors::check(args, &mut std::io::stdout().lock())?;
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn print_config(args: &ServeArgs) -> ExitCode {

@@ -408,7 +408,8 @@ fn tight(config: Config) -> Config {
 fn settings() -> ProptestConfig {
     let file = "proptest-regressions/policy_laws.txt";
     ProptestConfig {
-        cases: 400,
+        // PROPTEST_CASES=10000 makes more of them.
+        cases: ProptestConfig::default().cases.max(400),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
         ..ProptestConfig::default()
     }

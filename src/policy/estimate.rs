@@ -108,7 +108,11 @@ impl CharsPerToken {
             return;
         }
         let seen = Tokens(chars).as_f64() / prompt.as_f64();
-        self.ratio = if self.has_report { 0.2 * seen + 0.8 * self.ratio } else { seen };
+        self.ratio = if self.has_report {
+            0.2 * seen + 0.8 * self.ratio
+        } else {
+            seen
+        };
         self.has_report = true;
     }
 }

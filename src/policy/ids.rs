@@ -58,5 +58,8 @@ impl ToolId {
 /// The first eight bytes of the name's SHA-256, big-endian: the reference router's choice among equals.
 pub fn name_hash(name: &str) -> u64 {
     let digest = Sha256::digest(name.as_bytes());
-    digest.iter().take(8).fold(0, |hash, byte| (hash << 8) | u64::from(*byte))
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |hash, byte| (hash << 8) | u64::from(*byte))
 }

@@ -169,7 +169,8 @@ impl Reading {
             let sum = |old: Option<f64>| Some(old.unwrap_or(0.0) + value.unwrap_or(0.0));
             match sample.name {
                 Self::USAGE => {
-                    let highest = value.map(|value| reading.usage.map_or(value, |old| old.max(value)));
+                    let highest =
+                        value.map(|value| reading.usage.map_or(value, |old| old.max(value)));
                     reading.usage = highest.or(reading.usage);
                 }
                 Self::RUNNING => reading.running = sum(reading.running),

@@ -33,7 +33,11 @@ fn repr(value: &Value) -> String {
 
 /// A string literal: in single quotes, unless it has those and no double ones.
 fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     let mut literal = String::from(quote);
     for char in text.chars() {
         match char {

@@ -22,6 +22,14 @@ use crate::policy::{
 /// Where the clock of every case starts.
 const START: f64 = 1000.0;
 
+/// A file's cases.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    More(Vec<Value>),
+    One(Value),
+}
+
 #[derive(Debug, Deserialize)]
 struct Case {
     name: Option<String>,
@@ -172,11 +180,11 @@ struct After {
 /// The file cannot be read, or is not of this format.
 pub fn check(file: &Path) -> anyhow::Result<Tally> {
     let text = std::fs::read_to_string(file)?;
-    let value: Value = serde_json::from_str(&text).context("not JSON")?;
+    let cases: OneOrMore = serde_json::from_str(&text).context("not JSON")?;
     let mut tally = Tally::default();
-    let cases = match value {
-        Value::Array(cases) => cases,
-        case => vec![case],
+    let cases = match cases {
+        OneOrMore::More(cases) => cases,
+        OneOrMore::One(case) => vec![case],
     };
     for (index, case) in cases.into_iter().enumerate() {
         if case.get("input").is_none() {
@@ -197,7 +205,11 @@ impl Case {
         }
         if let Some(expected) = &self.expected_decisions {
             let short = run.events.iter().filter_map(shortened);
-            same("decisions", &json!(expected), &json!(short.collect::<Vec<_>>()))?;
+            same(
+                "decisions",
+                &json!(expected),
+                &json!(short.collect::<Vec<_>>()),
+            )?;
         }
         let Some(observed) = &self.observed else {
             return Ok(());
@@ -205,7 +217,10 @@ impl Case {
         if let Some(events) = &observed.events {
             same("events", &json!(events), &json!(run.events))?;
         }
-        observed.after.as_ref().map_or(Ok(()), |after| run.compare(after))
+        observed
+            .after
+            .as_ref()
+            .map_or(Ok(()), |after| run.compare(after))
     }
 }
 
@@ -326,7 +341,9 @@ impl Run {
             }
             Op::Advance { dt } => self.now += dt,
             Op::Arrive { id, chars, .. } => self.arrive(id, *chars),
-            Op::Finish { id, total, prompt, .. } => {
+            Op::Finish {
+                id, total, prompt, ..
+            } => {
                 let program = self.id(id);
                 let chars = self.chars[program.index()];
                 self.ratio.observe(chars, Tokens(*prompt));
@@ -424,9 +441,12 @@ impl Run {
             let ours: Vec<_> = ours.iter().map(|id| &self.names[id.index()]).collect();
             same("queue", queue, &json!(ours))?;
         }
-        let ratio = after.ratio.unwrap_or(self.ratio.get());
+        let ratio = after.ratio.unwrap_or_else(|| self.ratio.get());
         if (ratio - self.ratio.get()).abs() > 1e-9 * ratio.abs() {
-            return Err(format!("ratio: expected {ratio}, came {}", self.ratio.get()));
+            return Err(format!(
+                "ratio: expected {ratio}, came {}",
+                self.ratio.get()
+            ));
         }
         Ok(())
     }

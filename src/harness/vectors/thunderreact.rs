@@ -133,7 +133,10 @@ pub fn check(file: &Path) -> anyhow::Result<Tally> {
     };
     let ours = constants(&config);
     for (name, theirs) in &cases.constants {
-        tally.case(&format!("constants {name}"), equal(Some(theirs), ours.get(name)));
+        tally.case(
+            &format!("constants {name}"),
+            equal(&Some(theirs), &ours.get(name)),
+        );
     }
     let pressure = |cases: &[Pressure], kind, tally: &mut Tally| {
         for (index, case) in cases.iter().enumerate() {
@@ -156,7 +159,7 @@ pub fn check(file: &Path) -> anyhow::Result<Tally> {
     Ok(tally)
 }
 
-fn equal<T: PartialEq + std::fmt::Debug>(theirs: T, ours: T) -> Result<(), String> {
+fn equal<T: PartialEq + std::fmt::Debug>(theirs: &T, ours: &T) -> Result<(), String> {
     if theirs == ours {
         return Ok(());
     }
@@ -217,11 +220,15 @@ impl Pressure {
         for (name, theirs, ours) in [
             ("last_pause_time", self.last_pause_time_after, last.pause),
             ("last_resume_time", self.last_resume_time_after, last.resume),
-            ("last_transfer_time", self.last_transfer_time_after, last.transfer),
+            (
+                "last_transfer_time",
+                self.last_transfer_time_after,
+                last.transfer,
+            ),
         ] {
             let ours = ours.filter(|_| theirs.is_some());
             let differs = |difference| format!("{name}: {difference}");
-            equal(theirs.map(Time::from_secs_f64), ours).map_err(differs)?;
+            equal(&theirs.map(Time::from_secs_f64), &ours).map_err(differs)?;
         }
         Ok(())
     }
@@ -238,7 +245,7 @@ impl Placement {
         let [Decision::Admit { backend, .. }] = decisions.as_slice() else {
             return Err(format!("expected {}, came {decisions:?}", self.picked));
         };
-        equal(Some(&self.picked), self.backends.get(backend.index()))
+        equal(&Some(&self.picked), &self.backends.get(backend.index()))
     }
 }
 
@@ -305,7 +312,13 @@ impl Scene {
 
     fn backend(&mut self, backend: BackendId, usage: f64, healthy: bool) {
         let kv_capacity = None;
-        self.tell(Time::ZERO, &Event::BackendUp { backend, kv_capacity });
+        self.tell(
+            Time::ZERO,
+            &Event::BackendUp {
+                backend,
+                kv_capacity,
+            },
+        );
         self.sample(backend, Ratio::new(usage), (0, 0));
         if !healthy {
             self.tell(Time::ZERO, &Event::BackendDown { backend });
@@ -339,7 +352,9 @@ impl Scene {
         let place = |url: &String| {
             let place = self.urls.iter().position(|known| known == url);
             let place = place.and_then(|place| u16::try_from(place).ok());
-            place.map(BackendId).ok_or_else(|| format!("no backend {url}"))
+            place
+                .map(BackendId)
+                .ok_or_else(|| format!("no backend {url}"))
         };
         Ok(ProgramState {
             context: Tokens(program.context_len),
@@ -377,7 +392,10 @@ mod tests {
     fn a_name_is_looked_for_where_the_router_looks() {
         for (payload, name) in [
             (json!({"job_id": 42}), "42"),
-            (json!({"job_id": null, "extra_body": {"job_id": "b"}}), "None"),
+            (
+                json!({"job_id": null, "extra_body": {"job_id": "b"}}),
+                "None",
+            ),
             (json!({"extra_body": ["job_id"]}), "default"),
             (json!({"extra_body": {"job_id": true}}), "True"),
         ] {

@@ -126,7 +126,9 @@ impl Books {
             return true;
         };
         let total = self.ledger.sums(backend).total();
-        let after = self.ledger.total_if_started(backend, None, footprint(arrival));
+        let after = self
+            .ledger
+            .total_if_started(backend, None, footprint(arrival));
         let need = (after - total) + Tokens(self.config.buffer_tokens);
         need.as_f64() <= room || self.roster.in_flight(backend) == 0
     }
@@ -212,7 +214,8 @@ impl Books {
         if let Some(id) = arrival.program {
             self.run(now, id, arrival, backend);
         }
-        self.ledger.start(arrival.request, backend, footprint(arrival));
+        self.ledger
+            .start(arrival.request, backend, footprint(arrival));
     }
 
     fn run(&mut self, now: Time, id: ProgramId, arrival: &Arrival, backend: BackendId) {
@@ -240,7 +243,10 @@ impl Books {
         let Some(&program) = self.program(id) else {
             return;
         };
-        let Some(home) = program.home.filter(|_| program.active && program.in_flight > 0) else {
+        let Some(home) = program
+            .home
+            .filter(|_| program.active && program.in_flight > 0)
+        else {
             return;
         };
         let key = (program.tokens, id);
@@ -306,11 +312,11 @@ impl Books {
     ) -> Option<BackendId> {
         let flight = self.roster.finish(request)?;
         self.ledger.finish(request);
-        let here = |p: &&Program| p.active && p.home == Some(flight.backend) && p.in_flight > 0;
+        let here = |p: &Program| p.active && p.home == Some(flight.backend) && p.in_flight > 0;
         let Some(id) = flight.program else {
             return Some(flight.backend);
         };
-        if self.program(id).filter(here).is_none() {
+        if !self.program(id).is_some_and(here) {
             return Some(flight.backend);
         }
         self.update(id, |p| {
@@ -340,7 +346,10 @@ impl Books {
             shared: program.shared,
         };
         self.ledger.park(id, home, footprint, footprint.tokens.0);
-        let private = self.ledger.parked(id).map_or(Tokens::ZERO, |parked| parked.1);
+        let private = self
+            .ledger
+            .parked(id)
+            .map_or(Tokens::ZERO, |parked| parked.1);
         self.fade(now, home, private.as_f64());
     }
 
@@ -410,7 +419,7 @@ impl Books {
         }
         while let Some((tokens, id)) = self.server(backend).marked.last().copied() {
             let leaving = self.server(backend).leaving - tokens;
-            if self.lacks_beside(backend, leaving) {
+            if self.is_full(backend) && self.lacks_beside(backend, leaving) {
                 break;
             }
             self.update(id, |p| p.marked = false);

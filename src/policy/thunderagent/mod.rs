@@ -109,7 +109,11 @@ impl ThunderAgent {
         let returning = program.steps > 0;
         let key = (
             program.home.map_or(Place::Anywhere, Place::Home),
-            if returning { Class::Returning } else { Class::New },
+            if returning {
+                Class::Returning
+            } else {
+                Class::New
+            },
             arrival.prompt,
         );
         if active.is_some() || self.passes(now, here, key, &arrival) {
@@ -122,7 +126,11 @@ impl ThunderAgent {
         if program.home.is_some() {
             self.homesick.push_back((now, arrival.request));
         }
-        let reason = if returning { HoldReason::Paused } else { HoldReason::NoRoom };
+        let reason = if returning {
+            HoldReason::Paused
+        } else {
+            HoldReason::NoRoom
+        };
         out.hold(arrival.request, reason);
     }
 
@@ -130,7 +138,11 @@ impl ThunderAgent {
     fn passes(&self, now: Time, backend: BackendId, key: Key, arrival: &Arrival) -> bool {
         let order = |key: Key| (key.1, key.2);
         let lines = self.lines(backend);
-        let leads = || lines.filter(|held| order(held.key) <= order(key)).all(|_| false);
+        let leads = || {
+            lines
+                .filter(|held| order(held.key) <= order(key))
+                .all(|_| false)
+        };
         self.books.fits(now, backend, arrival) && !self.is_reserved(now, backend) && leads()
     }
 
@@ -229,15 +241,17 @@ impl ThunderAgent {
         }
         if self.homesick.len() > 2 * self.waiting.len() + 64 {
             let waiting = &self.waiting;
-            self.homesick
-                .retain(|(since, request)| waiting.get(*request).is_some_and(|h| h.since == *since));
+            self.homesick.retain(|(since, request)| {
+                waiting.get(*request).is_some_and(|h| h.since == *since)
+            });
         }
     }
 
     fn settle_for_anywhere(&mut self, since: Time, request: RequestId) {
         if let Some(held) = self.waiting.get(request).filter(|held| held.since == since) {
             let (_, class, tokens) = held.key;
-            self.waiting.rekey(request, (Place::Anywhere, class, tokens));
+            self.waiting
+                .rekey(request, (Place::Anywhere, class, tokens));
         }
     }
 
@@ -309,7 +323,7 @@ impl Policy for ThunderAgent {
         if self.waiting.is_empty() {
             self.next_sweep = None;
         } else {
-            self.next_sweep = self.next_sweep.or(Some(now + self.interval()));
+            self.next_sweep = Some(self.next_sweep.unwrap_or_else(|| now + self.interval()));
         }
     }
 

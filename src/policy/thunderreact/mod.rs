@@ -270,7 +270,10 @@ impl ThunderReact {
         let Some(after) = self.programs.get(id) else {
             return;
         };
-        let (from, to) = (self.programs.resume_key(&before), self.programs.resume_key(after));
+        let (from, to) = (
+            self.programs.resume_key(&before),
+            self.programs.resume_key(after),
+        );
         let moved = if from == to { 0 } else { before.held };
         for _ in 0..moved {
             let first = self.waiting.first_from(from);

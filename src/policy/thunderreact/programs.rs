@@ -7,6 +7,10 @@ use crate::policy::{BackendId, ProgramId, Tokens};
 
 /// What is known of one program.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that hold independently of each other"
+)]
 pub(super) struct Program {
     /// Prompt and output of its last step; 0 before the first answer.
     pub(super) context: Tokens,
@@ -154,7 +158,13 @@ impl Programs {
     pub(super) fn resume_key(&self, program: &Program) -> ResumeKey {
         let tokens = self.estimate(program);
         let leaving = Reverse(program.leaving);
-        (program.backend, leaving, Reverse(program.steps), tokens, program.seq)
+        (
+            program.backend,
+            leaving,
+            Reverse(program.steps),
+            tokens,
+            program.seq,
+        )
     }
 
     fn count(&mut self, program: &Program) {

@@ -59,7 +59,10 @@ struct Entry {
     seq: u64,
 }
 
-const _: () = assert!(size_of::<Option<Entry>>() <= 64, "see the fixed mode's table");
+const _: () = assert!(
+    size_of::<Option<Entry>>() <= 64,
+    "see the fixed mode's table"
+);
 
 /// One backend: its last readings, which survive a failed scrape, and its programs.
 #[derive(Debug, Default)]
@@ -159,7 +162,10 @@ impl Reference {
     }
 
     fn entry(&self, backend: BackendId, program: ProgramId) -> Option<&Entry> {
-        self.servers.get(backend.index())?.programs.get(program.index())
+        self.servers
+            .get(backend.index())?
+            .programs
+            .get(program.index())
     }
 
     fn estimate(&self, state: &ProgramState) -> Tokens {
@@ -171,7 +177,9 @@ impl Reference {
         let seq = self.next_seq;
         self.next_seq += 1;
         let server = &mut self.servers[backend.index()];
-        server.programs.insert(program.index(), Entry { state, seq });
+        server
+            .programs
+            .insert(program.index(), Entry { state, seq });
         server.paused += u32::from(state.paused);
         self.resident += self.resident_part(&state);
     }
@@ -203,7 +211,11 @@ impl Reference {
     }
 
     fn resident_part(&self, state: &ProgramState) -> Tokens {
-        if state.paused { Tokens::ZERO } else { self.estimate(state) }
+        if state.paused {
+            Tokens::ZERO
+        } else {
+            self.estimate(state)
+        }
     }
 
     fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
@@ -328,7 +340,12 @@ impl Reference {
             return;
         };
         let first = !std::mem::replace(&mut flight.answered, true);
-        let Flight { backend, program, last_step, .. } = *flight;
+        let Flight {
+            backend,
+            program,
+            last_step,
+            ..
+        } = *flight;
         let Some(id) = program.filter(|_| first) else {
             return;
         };
@@ -386,7 +403,9 @@ impl Reference {
     }
 
     fn relieve(&mut self, now: Time, backend: BackendId, out: &mut Decisions) {
-        let Server { usage, last, up, .. } = self.servers[backend.index()];
+        let Server {
+            usage, last, up, ..
+        } = self.servers[backend.index()];
         if usage >= self.config.pause_trigger {
             if cooled(now, last.pause, self.config.pause_cooldown_s) {
                 self.last_acts(backend).pause = Some(now);
@@ -406,7 +425,10 @@ impl Reference {
 
     /// A part of the budget in tokens, multiplied in the router's order: rounding decides who is last.
     fn tokens(&self, fraction: f64, step: f64) -> f64 {
-        let budget = self.config.kv_budget_tokens.unwrap_or(Config::REFERENCE_BUDGET);
+        let budget = self
+            .config
+            .kv_budget_tokens
+            .unwrap_or(Config::REFERENCE_BUDGET);
         fraction.max(0.0) * Tokens(budget).as_f64() * step
     }
 
@@ -509,7 +531,7 @@ impl Policy for Reference {
             Event::Tick => self.look(now, out),
             Event::ToolGap { .. } => {}
         }
-        self.next_look = self.next_look.or(Some(now + self.interval()));
+        self.next_look = Some(self.next_look.unwrap_or_else(|| now + self.interval()));
     }
 
     fn next_wakeup(&self) -> Option<Wakeup> {

@@ -182,7 +182,11 @@ fn a_paused_program_waits_for_its_share_of_the_budget() {
     scene.arrive(2, 2).arrive(3, 3);
     assert_eq!(scene.decided(), [hold(2), hold(3)]);
     scene.usage(B, 0.88).pass(5.0);
-    assert_eq!(scene.decided(), [], "between the triggers nothing happens at first");
+    assert_eq!(
+        scene.decided(),
+        [],
+        "between the triggers nothing happens at first"
+    );
     // (0.9 − 0.84) × 10,000 × 0.2 = 120 tokens: one program, the smaller of two with equal steps.
     scene.usage(B, 0.84).pass(0.5);
     assert_eq!(scene.decided(), [admit(2, B)]);

@@ -229,7 +229,7 @@ impl Original {
         let seq = self.next_seq;
         let before = self.programs.remove(id.index());
         self.next_seq += 1;
-        let mut entry = before.unwrap_or(Entry {
+        let mut entry = before.unwrap_or_else(|| Entry {
             state: ProgramState::default(),
             seq,
             queue_seq: 0,
@@ -274,7 +274,9 @@ impl Original {
     fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
         let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
         let Some(id) = tracked else {
-            let first = self.healthy().min_by_key(|id| self.servers[id.index()].programs);
+            let first = self
+                .healthy()
+                .min_by_key(|id| self.servers[id.index()].programs);
             return match first {
                 Some(backend) => out.admit(arrival.request, backend),
                 None => out.reject(arrival.request, RejectReason::NoBackend),
@@ -368,7 +370,11 @@ impl Original {
         });
         self.waiting.push(now, (id, was_paused), arrival);
         self.note(|_| Act::Wait(id));
-        let reason = if was_paused { HoldReason::Paused } else { HoldReason::NoRoom };
+        let reason = if was_paused {
+            HoldReason::Paused
+        } else {
+            HoldReason::NoRoom
+        };
         out.hold(arrival.request, reason);
     }
 
@@ -396,7 +402,11 @@ impl Original {
     /// The requests of woken programs go on. A program may have been paused again, or be gone.
     fn wake(&mut self, out: &mut Decisions) {
         for id in std::mem::take(&mut self.woken) {
-            while let Some(held) = self.waiting.first_from((id, false)).filter(|h| h.key.0 == id) {
+            while let Some(held) = self
+                .waiting
+                .first_from((id, false))
+                .filter(|h| h.key.0 == id)
+            {
                 let (request, (_, was_paused)) = (held.arrival.request, held.key);
                 self.waiting.remove(request);
                 if was_paused {
@@ -486,7 +496,7 @@ impl Policy for Original {
             Event::FirstToken { .. } | Event::ToolGap { .. } | Event::Sample(_) => {}
         }
         self.wake(out);
-        self.next_sweep = self.next_sweep.or(Some(now + self.interval()));
+        self.next_sweep = Some(self.next_sweep.unwrap_or_else(|| now + self.interval()));
     }
 
     fn next_wakeup(&self) -> Option<Wakeup> {

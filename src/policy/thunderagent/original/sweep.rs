@@ -95,9 +95,12 @@ impl Original {
 
     /// The healthy backends with more than a buffer of room.
     fn rooms(&self, now: Time) -> Vec<(i64, BackendId)> {
-        let room = |id: BackendId| match self.config.decays() {
-            true => self.fading_room(now, id),
-            false => self.room(id),
+        let room = |id: BackendId| {
+            if self.config.decays() {
+                self.fading_room(now, id)
+            } else {
+                self.room(id)
+            }
         };
         let rooms = self.healthy().filter_map(|id| Some((room(id)?, id)));
         rooms.filter(|(room, _)| *room > self.buffer()).collect()
@@ -141,7 +144,10 @@ impl Original {
             return;
         }
         let (mut acting, mut reasoning) = (BinaryHeap::new(), BinaryHeap::new());
-        for (id, entry) in self.entries().filter(|(_, e)| e.state.home == Some(backend)) {
+        for (id, entry) in self
+            .entries()
+            .filter(|(_, e)| e.state.home == Some(backend))
+        {
             let key = Reverse((entry.state.tokens, entry.seq, id));
             match entry.state.acting_since {
                 Some(_) => acting.push(key),
