@@ -4,7 +4,6 @@
 //! A failing case is printed and its seed kept in `proptest-regressions/policy_laws.txt`.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     reason = "the helpers of a test may fail as loudly as the test"
 )]
 

@@ -2,11 +2,6 @@
 //!
 //! What an HTTP layer did wrong is not here: the gate has another one. Every policy runs inside the assertions of
 //! its laws.
-#![expect(
-    clippy::unwrap_used,
-    reason = "the helpers of a test may fail as loudly as the test"
-)]
-
 use std::collections::BTreeMap;
 
 use kvgate::policy::{

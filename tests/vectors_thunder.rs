@@ -1,5 +1,10 @@
 //! The recorded decisions of the two reference schedulers, all of them, against the `compat` modes.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test may fail as loudly as the test"
+)]
+
 use std::path::{Path, PathBuf};
 
 use kvgate::harness::vectors::{Tally, thunderagent, thunderreact};

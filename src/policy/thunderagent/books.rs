@@ -8,7 +8,7 @@ use crate::policy::ledger::{Footprint, Ledger};
 use crate::policy::roster::{Flight, Roster};
 use crate::policy::slots::Slots;
 use crate::policy::{
-    Arrival, BackendId, Outcome, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, Usage,
+    Arrival, BackendId, Outcome, ProgramId, RequestId, SharedPrefix, Time, Tokens, Usage,
 };
 
 /// What is known of one program.
@@ -21,10 +21,10 @@ pub(super) struct Program {
     /// The part of it that other programs share.
     shared: Option<SharedPrefix>,
     /// Since when it is idle, if it is.
-    idle_since: Time,
+    pub(super) idle_since: Time,
     /// Steps answered.
     pub(super) steps: u32,
-    in_flight: u32,
+    pub(super) in_flight: u32,
     /// It counts on its home, and its next request goes there at once.
     pub(super) active: bool,
     /// It is paused when its last request in flight ends.
@@ -38,28 +38,28 @@ const _: () = assert!(
 
 /// One backend's running programs and fading contexts.
 #[derive(Debug, Default)]
-struct Server {
+pub(super) struct Server {
     /// Programs that count here.
-    active: u32,
+    pub(super) active: u32,
     /// Running programs that are not marked, smallest context first. Entries of programs that have changed since
     /// stay until they come first, or until they outnumber the others.
-    running: BinaryHeap<Reverse<(Tokens, ProgramId)>>,
+    pub(super) running: BinaryHeap<Reverse<(Tokens, ProgramId)>>,
     /// Running programs that are, and the sum of their contexts.
-    marked: BTreeSet<(Tokens, ProgramId)>,
-    leaving: Tokens,
+    pub(super) marked: BTreeSet<(Tokens, ProgramId)>,
+    pub(super) leaving: Tokens,
     /// What is left of the idle contexts, as of `faded_at`.
-    fading: f64,
-    faded_at: Time,
+    pub(super) fading: f64,
+    pub(super) faded_at: Time,
 }
 
 /// The books of all backends.
 #[derive(Debug)]
 pub(super) struct Books {
-    config: Config,
+    pub(super) config: Config,
     pub(super) roster: Roster,
     pub(super) ledger: Ledger,
-    table: Slots<Program>,
-    servers: Vec<Server>,
+    pub(super) table: Slots<Program>,
+    pub(super) servers: Vec<Server>,
 }
 
 impl Books {
@@ -110,81 +110,7 @@ impl Books {
         program
     }
 
-    /// Whether starting on `backend` takes the program away from its home.
-    pub(super) fn is_move(&self, arrival: &Arrival, backend: BackendId) -> bool {
-        let home = arrival.program.and_then(|id| self.program(id)?.home);
-        home.is_some_and(|home| home != backend)
-    }
-
-    /// Whether the request's context fits on `backend` beside what counts there. A backend with nothing in flight
-    /// takes any.
-    pub(super) fn fits(&self, now: Time, backend: BackendId, arrival: &Arrival) -> bool {
-        if self.roster.get_up(backend).is_none() {
-            return false;
-        }
-        let Some(room) = self.fading_room(now, backend) else {
-            return true;
-        };
-        let total = self.ledger.sums(backend).total();
-        let after = self
-            .ledger
-            .total_if_started(backend, None, footprint(arrival));
-        let need = (after - total) + Tokens(self.config.buffer_tokens);
-        need.as_f64() <= room || self.roster.in_flight(backend) == 0
-    }
-
-    /// The backend with the most room, the lowest id among equals; a backend of unknown capacity counts by its
-    /// requests in flight alone, after those that are known.
-    pub(super) fn roomiest(&self, now: Time, arrival: &Arrival) -> Option<BackendId> {
-        let key = |id: BackendId| {
-            let room = self.fading_room(now, id);
-            let load = -f64::from(self.roster.in_flight(id));
-            (self.fits(now, id, arrival), room.unwrap_or(load))
-        };
-        let more = |best: (BackendId, (bool, f64)), id: BackendId| {
-            let other = key(id);
-            if other > best.1 { (id, other) } else { best }
-        };
-        let mut up = self.roster.up().map(|(id, _)| id);
-        let first = up.next()?;
-        Some(up.fold((first, key(first)), more).0)
-    }
-
-    /// Tokens free on `backend`; negative when too much counts there. `None`: the capacity is unknown, which 0 is
-    /// taken for too.
-    fn room(&self, backend: BackendId) -> Option<f64> {
-        let idle = self.ledger.sums(backend).idle;
-        self.room_beside(backend, idle.as_f64())
-    }
-
-    /// The same, with idle contexts faded.
-    fn fading_room(&self, now: Time, backend: BackendId) -> Option<f64> {
-        if !self.config.decays() {
-            return self.room(backend);
-        }
-        let server = self.servers.get(backend.index());
-        let fading = server.map_or(0.0, |s| s.fading * self.left(now, s.faded_at));
-        self.room_beside(backend, fading)
-    }
-
-    fn room_beside(&self, backend: BackendId, idle: f64) -> Option<f64> {
-        let capacity = self.roster.get_up(backend)?.kv_capacity?;
-        if capacity == Tokens::ZERO {
-            return None;
-        }
-        let sums = self.ledger.sums(backend);
-        let active = self.servers.get(backend.index()).map_or(0, |s| s.active);
-        let buffers = Tokens(u64::from(active) * self.config.buffer_tokens);
-        let counted = (sums.running + sums.shared + buffers).as_f64();
-        Some(capacity.as_f64() - counted - idle * self.config.acting_token_weight)
-    }
-
-    /// The part of an idle context that is left at `now`, 0–1.
-    fn left(&self, now: Time, since: Time) -> f64 {
-        (-now.since(since).as_secs_f64() / self.config.half_life_s()).exp2()
-    }
-
-    fn server(&mut self, backend: BackendId) -> &mut Server {
+    pub(super) fn server(&mut self, backend: BackendId) -> &mut Server {
         if self.servers.len() <= backend.index() {
             let servers = backend.index() + 1;
             self.servers.resize_with(servers, Server::default);
@@ -283,7 +209,7 @@ impl Books {
     }
 
     /// Takes out the smallest running program that is not marked.
-    fn pop_running(&mut self, backend: BackendId) -> Option<ProgramId> {
+    pub(super) fn pop_running(&mut self, backend: BackendId) -> Option<ProgramId> {
         loop {
             let Reverse(key) = self.server(backend).running.pop()?;
             if self.is_running(backend, key) {
@@ -293,7 +219,7 @@ impl Books {
     }
 
     /// Changes a program and moves it to the set that it belongs to then.
-    fn update(&mut self, id: ProgramId, change: impl FnOnce(&mut Program)) {
+    pub(super) fn update(&mut self, id: ProgramId, change: impl FnOnce(&mut Program)) {
         self.set_running(id, false);
         if let Some(program) = self.table.get_mut(id.index()) {
             change(program);
@@ -363,7 +289,7 @@ impl Books {
     }
 
     /// Stops counting a program: it is paused.
-    fn deactivate(&mut self, now: Time, id: ProgramId) {
+    pub(super) fn deactivate(&mut self, now: Time, id: ProgramId) {
         self.unpark(now, id);
         self.set_running(id, false);
         let Some(program) = self.table.get_mut(id.index()) else {
@@ -399,54 +325,9 @@ impl Books {
             }
         }
     }
-
-    /// While more counts on `backend` than it holds: pauses idle programs, then marks running ones, smallest first.
-    /// A mark counts as room at once, and is taken back when it is not needed any more.
-    pub(super) fn relieve(&mut self, now: Time, backend: BackendId) {
-        while self.lacks(backend) {
-            let smallest = self.ledger.idle(backend).next();
-            if let Some(id) = smallest {
-                self.deactivate(now, id);
-                continue;
-            }
-            if !self.is_full(backend) {
-                break;
-            }
-            let Some(id) = self.pop_running(backend) else {
-                break;
-            };
-            self.update(id, |p| p.marked = true);
-        }
-        while let Some((tokens, id)) = self.server(backend).marked.last().copied() {
-            let leaving = self.server(backend).leaving - tokens;
-            if self.is_full(backend) && self.lacks_beside(backend, leaving) {
-                break;
-            }
-            self.update(id, |p| p.marked = false);
-        }
-    }
-
-    /// Whether more counts on `backend` than it holds, marked programs left out.
-    fn lacks(&self, backend: BackendId) -> bool {
-        let server = self.servers.get(backend.index());
-        self.lacks_beside(backend, server.map_or(Tokens::ZERO, |s| s.leaving))
-    }
-
-    fn lacks_beside(&self, backend: BackendId, leaving: Tokens) -> bool {
-        let room = self.room(backend);
-        room.is_some_and(|room| room + leaving.as_f64() < 0.0)
-    }
-
-    /// Whether the engine itself is near its capacity. Books that say so alone overcount, such as by a prefix that
-    /// is shared unseen.
-    fn is_full(&self, backend: BackendId) -> bool {
-        let sample = self.roster.get_up(backend).and_then(|b| b.sample);
-        let usage = sample.and_then(|sample| sample.kv_usage).map(Ratio::get);
-        usage.is_none_or(|usage| usage >= self.config.mark_usage)
-    }
 }
 
-fn footprint(arrival: &Arrival) -> Footprint {
+pub(super) fn footprint(arrival: &Arrival) -> Footprint {
     Footprint {
         tokens: arrival.prompt,
         shared: arrival.shared,

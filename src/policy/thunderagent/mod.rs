@@ -11,11 +11,13 @@
 //! than the time in which the engine would have evicted anyway, and, smallest first being its rule, for large
 //! programs: those wait longest.
 //!
-//! Here: requests and the queue. `books`: what is counted where, pausing and marking. `original`: `compat`.
+//! Here: requests and the queue. `books`: what is counted where. `room`: what fits, and who is paused or marked
+//! when too much counts. `original`: `compat`.
 
 mod books;
 mod config;
 mod original;
+mod room;
 #[cfg(test)]
 mod tests;
 
