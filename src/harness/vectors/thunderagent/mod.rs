@@ -4,6 +4,8 @@
 //! what the original did, `observed.after` its state at the end. Times are seconds from a clock that starts at
 //! 1000; a request body is given by its length in characters. Files without `input` are no scheduler cases.
 
+mod format;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -11,8 +13,8 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use self::format::{After, Case, Input, OneOrMore, Op, Program, Settings, State, Status};
 use super::Tally;
-use super::entries::Entries;
 use crate::policy::estimate::CharsPerToken;
 use crate::policy::thunderagent::{Act, Config, Mode, Original, ProgramState};
 use crate::policy::{
@@ -21,158 +23,6 @@ use crate::policy::{
 
 /// Where the clock of every case starts.
 const START: f64 = 1000.0;
-
-/// A file's cases.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    More(Vec<Value>),
-    One(Value),
-}
-
-#[derive(Debug, Deserialize)]
-struct Case {
-    name: Option<String>,
-    input: Input,
-    expected_decisions: Option<Vec<Value>>,
-    observed: Option<Observed>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Input {
-    #[serde(default)]
-    config: Settings,
-    backends: Vec<Backend>,
-    #[serde(default)]
-    programs: Vec<Program>,
-    ops: Vec<Op>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Settings {
-    acting_token_weight: f64,
-    decay: bool,
-    mode: String,
-    ratio: f64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            acting_token_weight: 1.0,
-            decay: false,
-            mode: "tr".to_owned(),
-            ratio: CharsPerToken::DEFAULT,
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Backend {
-    url: String,
-    /// Tokens; null where the backend never told.
-    capacity: Option<u64>,
-    #[serde(default = "yes")]
-    healthy: bool,
-    /// Read by the original, and used for nothing.
-    #[serde(default, rename = "kv_usage")]
-    _kv_usage: Option<f64>,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Program {
-    id: String,
-    status: Status,
-    state: State,
-    tokens: u64,
-    backend: Option<String>,
-    origin: Option<String>,
-    queued_tokens: Option<u64>,
-    #[serde(default = "twice")]
-    step: u32,
-    #[serde(default)]
-    marked: bool,
-    #[serde(default)]
-    acting_age: f64,
-}
-
-const fn twice() -> u32 {
-    2
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Status {
-    Acting,
-    Reasoning,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    Active,
-    Paused,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
-enum Op {
-    Tick,
-    Advance {
-        dt: f64,
-    },
-    Arrive {
-        id: String,
-        chars: u64,
-        /// Tells apart the requests of one program in the notes; events name the program.
-        #[serde(default, rename = "as")]
-        _label: Option<String>,
-    },
-    Finish {
-        id: String,
-        total: u64,
-        #[serde(default)]
-        prompt: u64,
-        #[serde(default, rename = "as")]
-        _label: Option<String>,
-    },
-    Grow {
-        id: String,
-        delta: u64,
-    },
-    Release {
-        id: String,
-    },
-    Timeout {
-        id: String,
-    },
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Observed {
-    events: Option<Vec<Value>>,
-    after: Option<After>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct After {
-    #[serde(default)]
-    programs: BTreeMap<String, Value>,
-    #[serde(default)]
-    backends: Entries<Value>,
-    queue: Option<Value>,
-    ratio: Option<f64>,
-}
 
 /// Checks every case of `file`.
 ///
