@@ -78,7 +78,7 @@ pub(crate) fn replay(policy: &mut dyn Policy, events: &[(Time, Event)]) -> usize
 }
 
 /// The policy called `name`, with bounds that `programs` programs do not reach.
-pub(crate) fn config(name: &str, programs: u32) -> Config {
+fn config(name: &str, programs: u32) -> Config {
     match Config::by_name(name).expect("a name of the registry") {
         Config::Baseline(config) => Config::Baseline(config),
         Config::ThunderReact(config) => Config::ThunderReact(thunderreact::Config {
@@ -96,6 +96,28 @@ pub(crate) fn config(name: &str, programs: u32) -> Config {
             ..config
         }),
     }
+}
+
+/// Every policy of the registry, and the modes that follow a reference, each with a label.
+pub(crate) fn all(programs: u32) -> Vec<(String, Config)> {
+    let mut all = Vec::new();
+    for name in Config::NAMES {
+        let fixed = config(name, programs);
+        let compat = match fixed.clone() {
+            Config::Baseline(_) | Config::Continuum(_) => None,
+            Config::ThunderReact(config) => Some(Config::ThunderReact(thunderreact::Config {
+                mode: thunderreact::Mode::Compat,
+                ..config
+            })),
+            Config::ThunderAgent(config) => Some(Config::ThunderAgent(thunderagent::Config {
+                mode: thunderagent::Mode::Compat,
+                ..config
+            })),
+        };
+        all.push((name.to_owned(), fixed));
+        all.extend(compat.map(|compat| (format!("{name}-compat"), compat)));
+    }
+    all
 }
 
 /// One backend's KV cache: a quarter of what its programs want.

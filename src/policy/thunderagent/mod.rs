@@ -136,16 +136,15 @@ impl ThunderAgent {
         out.hold(arrival.request, reason);
     }
 
-    /// Whether a request that arrives fits on `backend` and nothing that waits for it goes first.
+    /// Whether a request that arrives fits on `backend`, and nothing that waits for it fits and goes first.
     fn passes(&self, now: Time, backend: BackendId, key: Key, arrival: &Arrival) -> bool {
-        let order = |key: Key| (key.1, key.2);
-        let lines = self.lines(backend);
-        let leads = || {
-            lines
-                .filter(|held| order(held.key) <= order(key))
-                .all(|_| false)
+        let goes_first = |held: &Held<Key>| {
+            let earlier = (held.key.1, held.key.2) <= (key.1, key.2);
+            earlier && self.books.fits(now, backend, &held.arrival)
         };
-        self.books.fits(now, backend, arrival) && !self.is_reserved(now, backend) && leads()
+        self.books.fits(now, backend, arrival)
+            && !self.is_reserved(now, backend)
+            && !self.lines(backend).any(goes_first)
     }
 
     fn start(&mut self, now: Time, arrival: &Arrival, backend: BackendId, out: &mut Decisions) {
