@@ -108,16 +108,12 @@ impl ThunderAgent {
         let active = program.home.filter(|_| program.active);
         let roomiest = || self.books.roomiest(now, &arrival).unwrap_or(least);
         let here = program.home.unwrap_or_else(roomiest);
-        let returning = program.steps > 0;
-        let key = (
-            program.home.map_or(Place::Anywhere, Place::Home),
-            if returning {
-                Class::Returning
-            } else {
-                Class::New
-            },
-            arrival.prompt,
-        );
+        let (class, reason) = match program.steps {
+            0 => (Class::New, HoldReason::NoRoom),
+            _ => (Class::Returning, HoldReason::Paused),
+        };
+        let place = program.home.map_or(Place::Anywhere, Place::Home);
+        let key = (place, class, arrival.prompt);
         if active.is_some() || self.passes(now, here, key, &arrival) {
             return self.start(now, &arrival, here, out);
         }
@@ -128,11 +124,6 @@ impl ThunderAgent {
         if program.home.is_some() {
             self.homesick.push_back((now, arrival.request));
         }
-        let reason = if returning {
-            HoldReason::Paused
-        } else {
-            HoldReason::NoRoom
-        };
         out.hold(arrival.request, reason);
     }
 

@@ -248,16 +248,34 @@ impl Run {
     }
 
     fn compare(&self, after: &After) -> Result<(), String> {
-        let url = |id: Option<BackendId>| id.and_then(|id| self.urls.get(id.index()));
-        let mut registered = vec![Vec::new(); self.urls.len()];
-        let mut programs = BTreeMap::new();
-        for (id, name) in (0..).map(ProgramId).zip(&self.names) {
-            let Some(p) = self.scheduler.state(id) else {
-                continue;
-            };
-            if let Some(home) = p.home.filter(|_| p.registered) {
-                registered[home.index()].push(name);
+        same("programs", &json!(after.programs), &json!(self.programs()))?;
+        for (name, theirs) in after.backends.iter() {
+            if let Some(id) = self.backend(Some(name))? {
+                same(name, theirs, &self.server(id))?;
             }
+        }
+        if let Some(queue) = &after.queue {
+            let ours = self.scheduler.queue();
+            let ours: Vec<_> = ours.iter().map(|id| &self.names[id.index()]).collect();
+            same("queue", queue, &json!(ours))?;
+        }
+        let ours = self.ratio.get();
+        let theirs = after.ratio.unwrap_or(ours);
+        if (theirs - ours).abs() > 1e-9 * theirs.abs() {
+            return Err(format!("ratio: expected {theirs}, came {ours}"));
+        }
+        Ok(())
+    }
+
+    /// Every program that the scheduler knows.
+    fn known(&self) -> impl Iterator<Item = (&String, &ProgramState)> {
+        let names = (0..).map(ProgramId).zip(&self.names);
+        names.filter_map(|(id, name)| Some((name, self.scheduler.state(id)?)))
+    }
+
+    fn programs(&self) -> BTreeMap<&String, Value> {
+        let url = |id: Option<BackendId>| id.and_then(|id| self.urls.get(id.index()));
+        let program = |(name, p): (_, &ProgramState)| {
             let program = json!({
                 "state": if p.paused { "paused" } else { "active" },
                 "status": if p.acting_since.is_some() { "acting" } else { "reasoning" },
@@ -268,37 +286,24 @@ impl Run {
                 "marked": p.marked,
                 "waiting_event": p.paused,
             });
-            programs.insert(name.clone(), program);
-        }
-        same("programs", &json!(after.programs), &json!(programs))?;
-        for (name, theirs) in after.backends.iter() {
-            let Some(id) = self.backend(Some(name))? else {
-                continue;
-            };
-            let names = &mut registered[id.index()];
-            names.sort_unstable();
-            let ours = json!({
-                "remaining": self.scheduler.room(id),
-                "registered": names,
-                "future_paused": self.scheduler.future_paused(id),
-                "shared": 0,
-                "remaining_decay": self.scheduler.fading_room(self.time(), id),
-            });
-            same(name, theirs, &ours)?;
-        }
-        if let Some(queue) = &after.queue {
-            let ours = self.scheduler.queue();
-            let ours: Vec<_> = ours.iter().map(|id| &self.names[id.index()]).collect();
-            same("queue", queue, &json!(ours))?;
-        }
-        let ratio = after.ratio.unwrap_or_else(|| self.ratio.get());
-        if (ratio - self.ratio.get()).abs() > 1e-9 * ratio.abs() {
-            return Err(format!(
-                "ratio: expected {ratio}, came {}",
-                self.ratio.get()
-            ));
-        }
-        Ok(())
+            (name, program)
+        };
+        self.known().map(program).collect()
+    }
+
+    fn server(&self, id: BackendId) -> Value {
+        let here = self
+            .known()
+            .filter(|(_, p)| p.registered && p.home == Some(id));
+        let mut registered: Vec<_> = here.map(|(name, _)| name).collect();
+        registered.sort_unstable();
+        json!({
+            "remaining": self.scheduler.room(id),
+            "registered": registered,
+            "future_paused": self.scheduler.future_paused(id),
+            "shared": 0,
+            "remaining_decay": self.scheduler.fading_room(self.time(), id),
+        })
     }
 }
 
