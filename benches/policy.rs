@@ -12,7 +12,6 @@ mod pressure;
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use kvgate::policy::Config;
 use pressure::{Recording, replay};
 
 fn events_per_second(criterion: &mut Criterion) {
@@ -20,8 +19,7 @@ fn events_per_second(criterion: &mut Criterion) {
     group.sample_size(10);
     for (programs, events) in [(1_000, 20_000), (100_000, 200_000_usize)] {
         group.throughput(Throughput::Elements(events as u64));
-        for name in Config::NAMES {
-            let config = pressure::config(name, programs);
+        for (name, config) in pressure::all(programs) {
             let recording = Recording::make(&config, programs, events);
             let measured = &recording.measured()[..events];
             assert!(
@@ -29,7 +27,7 @@ fn events_per_second(criterion: &mut Criterion) {
                 "{name}: only {} held, no pressure",
                 recording.held
             );
-            let id = BenchmarkId::new(name, programs);
+            let id = BenchmarkId::new(&name, programs);
             group.bench_function(id, |bencher| {
                 bencher.iter_batched_ref(
                     || recording.warmed_up(&config),

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
-use crate::harness::{engine, journal, quickstart, replay, report, simulator, traces};
+use crate::harness::{engine, journal, quickstart, replay, report, simulator, traces, vectors};
 use crate::proxy;
 
 /// Exit status for a command line or configuration that cannot be used, as clap uses it.
@@ -29,6 +29,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Journal(args) => journal::run(&args).map(status),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::CheckVectors(args) => check_vectors(&args),
     }
 }
 
@@ -50,6 +51,15 @@ fn say(line: &str) {
 fn complain(error: &ConfigError) -> ExitCode {
     let _closed = writeln!(std::io::stderr(), "kvgate: {error}");
     ExitCode::from(USAGE)
+}
+
+fn check_vectors(args: &vectors::VectorsArgs) -> anyhow::Result<ExitCode> {
+    let tally = vectors::check(args, &mut std::io::stdout().lock())?;
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn print_config(args: &ServeArgs) -> ExitCode {

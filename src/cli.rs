@@ -15,6 +15,7 @@ use crate::harness::replay::ReplayArgs;
 use crate::harness::report::ReportArgs;
 use crate::harness::simulator::SimulateArgs;
 use crate::harness::traces::TraceArgs;
+use crate::harness::vectors::VectorsArgs;
 
 /// A reverse proxy in front of vLLM that decides when each step of an agent runs.
 ///
@@ -49,6 +50,8 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Make one of the built-in traces from recorded data.
     Trace(TraceArgs),
+    /// Check recorded decisions of the reference schedulers against the policies here.
+    CheckVectors(VectorsArgs),
 }
 
 /// Options of `kvgate serve` and `kvgate config`.

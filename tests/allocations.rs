@@ -5,7 +5,6 @@
 #[path = "../benches/support/pressure.rs"]
 mod pressure;
 
-use kvgate::policy::Config;
 use pressure::{Recording, replay};
 
 #[global_allocator]
@@ -16,8 +15,7 @@ const BUDGET: f64 = 0.1;
 
 #[test]
 fn a_policy_in_steady_state_hardly_allocates() {
-    for name in Config::NAMES {
-        let config = pressure::config(name, 1_000);
+    for (name, config) in pressure::all(1_000) {
         let recording = Recording::make(&config, 1_000, 40_000);
         assert!(
             name == "baseline" || recording.held > 100,

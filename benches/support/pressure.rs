@@ -16,7 +16,7 @@ use std::time::Duration;
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Config, Decision, Decisions, Event, GapKind, Outcome,
     Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, continuum,
-    thunderreact,
+    thunderagent, thunderreact,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -78,7 +78,7 @@ pub(crate) fn replay(policy: &mut dyn Policy, events: &[(Time, Event)]) -> usize
 }
 
 /// The policy called `name`, with bounds that `programs` programs do not reach.
-pub(crate) fn config(name: &str, programs: u32) -> Config {
+fn config(name: &str, programs: u32) -> Config {
     match Config::by_name(name).expect("a name of the registry") {
         Config::Baseline(config) => Config::Baseline(config),
         Config::ThunderReact(config) => Config::ThunderReact(thunderreact::Config {
@@ -87,11 +87,37 @@ pub(crate) fn config(name: &str, programs: u32) -> Config {
             kv_budget_tokens: Some(20 * capacity(programs).0),
             ..config
         }),
+        Config::ThunderAgent(config) => Config::ThunderAgent(thunderagent::Config {
+            max_held: programs,
+            ..config
+        }),
         Config::Continuum(config) => Config::Continuum(continuum::Config {
             max_held: programs,
             ..config
         }),
     }
+}
+
+/// Every policy of the registry, and the modes that follow a reference, each with a label.
+pub(crate) fn all(programs: u32) -> Vec<(String, Config)> {
+    let mut all = Vec::new();
+    for name in Config::NAMES {
+        let fixed = config(name, programs);
+        let compat = match fixed.clone() {
+            Config::Baseline(_) | Config::Continuum(_) => None,
+            Config::ThunderReact(config) => Some(Config::ThunderReact(thunderreact::Config {
+                mode: thunderreact::Mode::Compat,
+                ..config
+            })),
+            Config::ThunderAgent(config) => Some(Config::ThunderAgent(thunderagent::Config {
+                mode: thunderagent::Mode::Compat,
+                ..config
+            })),
+        };
+        all.push((name.to_owned(), fixed));
+        all.extend(compat.map(|compat| (format!("{name}-compat"), compat)));
+    }
+    all
 }
 
 /// One backend's KV cache: a quarter of what its programs want.
@@ -213,6 +239,7 @@ impl World {
                 fingerprint: u64::from(program.0 % 4),
                 tokens: SHARED,
             }),
+            name_hash: 0,
             last_step: step >= 11,
         }));
     }

@@ -266,6 +266,7 @@ mod tests {
                 prompt: Tokens(1500),
                 shared: None,
                 last_step: false,
+                name_hash: 0,
             };
             tell(u64::from(index) + 1, Event::Arrive(arrival));
         }

@@ -15,4 +15,5 @@ pub mod simulator;
 pub mod stats;
 pub mod trace;
 pub mod traces;
+pub mod vectors;
 pub mod window;

@@ -72,6 +72,51 @@ impl Default for PromptEstimator {
     }
 }
 
+/// The original ThunderAgent's estimate: one number of characters per token for every program, pulled a fifth of
+/// the way to each report.
+#[derive(Clone, Copy, Debug)]
+pub struct CharsPerToken {
+    ratio: f64,
+    has_report: bool,
+}
+
+impl CharsPerToken {
+    /// Characters per token before any report.
+    pub const DEFAULT: f64 = 5.0;
+
+    /// An estimator that begins with `ratio` characters per token, which the first report replaces.
+    pub const fn new(ratio: f64) -> Self {
+        Self {
+            ratio,
+            has_report: false,
+        }
+    }
+
+    /// Characters per token now.
+    pub const fn get(self) -> f64 {
+        self.ratio
+    }
+
+    /// The tokens of a request of `chars` characters, rounded down.
+    pub fn estimate(self, chars: u64) -> Tokens {
+        Tokens::from_f64(Tokens(chars).as_f64() / self.ratio)
+    }
+
+    /// Learns from a reported prompt length; an empty request or prompt teaches nothing.
+    pub fn observe(&mut self, chars: u64, prompt: Tokens) {
+        if chars == 0 || prompt == Tokens::ZERO {
+            return;
+        }
+        let seen = Tokens(chars).as_f64() / prompt.as_f64();
+        self.ratio = if self.has_report {
+            0.2 * seen + 0.8 * self.ratio
+        } else {
+            seen
+        };
+        self.has_report = true;
+    }
+}
+
 /// The last gaps of one kind.
 #[derive(Clone, Debug, Default)]
 struct Ring {

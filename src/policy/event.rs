@@ -64,6 +64,8 @@ pub struct Arrival {
     pub request: RequestId,
     /// The program it belongs to; `None` for a request without identity, which is never held (law P1).
     pub program: Option<ProgramId>,
+    /// [`super::ids::name_hash`] of the program's name: breaks ties the same way on every run, whatever its id.
+    pub name_hash: u64,
     /// Estimated prompt length in tokens.
     pub prompt: Tokens,
     /// The part of the prompt that other programs share, when the request shows one.

@@ -5,6 +5,7 @@
 //! [`super::Event::Finish`].
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 macro_rules! dense_id {
     ($(#[$doc:meta])* $name:ident($repr:ty), $prefix:literal) => {
@@ -52,4 +53,13 @@ dense_id!(
 impl ToolId {
     /// The id shared by every tool past the interner's bound.
     pub const OTHER: Self = Self(u16::MAX);
+}
+
+/// The first eight bytes of the name's SHA-256, big-endian: the reference router's choice among equals.
+pub fn name_hash(name: &str) -> u64 {
+    let digest = Sha256::digest(name.as_bytes());
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |hash, byte| (hash << 8) | u64::from(*byte))
 }

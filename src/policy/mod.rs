@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod roster;
 pub mod settings;
 pub mod slots;
+pub mod thunderagent;
 pub mod thunderreact;
 pub mod time;
 pub mod units;
@@ -102,19 +103,27 @@ pub enum Config {
     Baseline(baseline::Config),
     /// Pause and resume programs by KV cache usage.
     ThunderReact(thunderreact::Config),
+    /// Pause and resume programs by the tokens counted for each.
+    ThunderAgent(thunderagent::Config),
     /// Keep a program's room through a tool gap, up to a time-to-live.
     Continuum(continuum::Config),
 }
 
 impl Config {
     /// The names accepted by `--policy`, in the order of the documentation.
-    pub const NAMES: [&'static str; 3] = [baseline::NAME, thunderreact::NAME, continuum::NAME];
+    pub const NAMES: [&'static str; 4] = [
+        baseline::NAME,
+        thunderreact::NAME,
+        thunderagent::NAME,
+        continuum::NAME,
+    ];
 
     /// The policy called `name` with its default configuration; `None` for an unknown name.
     pub fn by_name(name: &str) -> Option<Self> {
         match name {
             baseline::NAME => Some(Self::Baseline(baseline::Config::default())),
             thunderreact::NAME => Some(Self::ThunderReact(thunderreact::Config::default())),
+            thunderagent::NAME => Some(Self::ThunderAgent(thunderagent::Config::default())),
             continuum::NAME => Some(Self::Continuum(continuum::Config::default())),
             _ => None,
         }
@@ -125,6 +134,7 @@ impl Config {
         match self {
             Self::Baseline(_) => baseline::NAME,
             Self::ThunderReact(_) => thunderreact::NAME,
+            Self::ThunderAgent(_) => thunderagent::NAME,
             Self::Continuum(_) => continuum::NAME,
         }
     }
@@ -137,6 +147,7 @@ impl Config {
         match name {
             baseline::NAME => Deserialize::deserialize(table).map(Self::Baseline),
             thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
+            thunderagent::NAME => Deserialize::deserialize(table).map(Self::ThunderAgent),
             continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
             _ => Err(D::Error::custom(format!(
                 "unknown policy {name:?}; choose one of {}",
@@ -153,6 +164,7 @@ impl Config {
         let checked = match self {
             Self::Baseline(baseline::Config {}) => Ok(()),
             Self::ThunderReact(config) => config.validate(),
+            Self::ThunderAgent(config) => config.validate(),
             Self::Continuum(config) => config.validate(),
         };
         checked.map_err(|problem| format!("{}.{problem}", self.name()))
@@ -172,7 +184,8 @@ impl Config {
     pub fn build_unchecked(&self) -> Box<dyn Policy> {
         match self {
             Self::Baseline(baseline::Config {}) => Box::new(baseline::Baseline::default()),
-            Self::ThunderReact(config) => Box::new(thunderreact::ThunderReact::new(config.clone())),
+            Self::ThunderReact(config) => thunderreact::build(config.clone()),
+            Self::ThunderAgent(config) => thunderagent::build(config.clone()),
             Self::Continuum(config) => Box::new(continuum::Continuum::new(config.clone())),
         }
     }

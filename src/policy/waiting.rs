@@ -121,6 +121,12 @@ impl<K: Copy + Ord> Waiting<K> {
         self.get(*request)
     }
 
+    /// The request that has been held longest.
+    pub fn oldest(&self) -> Option<&Held<K>> {
+        let (_, request) = self.by_age.front()?;
+        self.get(*request)
+    }
+
     /// A request that has been held for as long as allowed, the oldest first.
     pub fn expired(&self, now: Time) -> Option<RequestId> {
         let (_, request) = self.by_age.front()?;
@@ -159,6 +165,7 @@ mod tests {
             program: None,
             prompt: Tokens(10),
             shared: None,
+            name_hash: 0,
             last_step: false,
         }
     }

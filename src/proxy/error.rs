@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::request::ViewError;
 use super::scan::ScanError;
-use super::sequencer::Refusal;
+use super::verdict::Refusal;
 use crate::policy::RejectReason;
 
 /// Seconds after which a refused client should try again.

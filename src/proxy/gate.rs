@@ -7,7 +7,8 @@
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::sequencer::{Answer, Arrived, Arriving, Ending, Sequencer};
+use super::sequencer::Sequencer;
+use super::verdict::{Answer, Arrived, Arriving, Ending};
 use crate::clock::Clock;
 use crate::policy::{RequestId, Time};
 

@@ -27,6 +27,7 @@ pub mod scan;
 pub mod sequencer;
 pub mod server;
 pub mod state;
+pub mod verdict;
 
 pub use config::Config;
 pub use server::{DrainReport, Running, StartError, start, start_with};

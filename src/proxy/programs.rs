@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::intern::ProgramNames;
-use super::sequencer::Ending;
+use super::verdict::Ending;
 use crate::policy::estimate::PromptHistory;
+use crate::policy::ids::name_hash;
 use crate::policy::{BackendId, ProgramId, ProgramView, Time, Tokens};
 
 /// Bounds of the table.
@@ -43,6 +44,7 @@ pub struct ProgramStatus {
 #[derive(Debug)]
 pub struct Program {
     name: Box<str>,
+    name_hash: u64,
     backend: Option<BackendId>,
     context: Tokens,
     history: Option<PromptHistory>,
@@ -130,6 +132,7 @@ impl Programs {
         }
         self.table[id.index()] = Some(Program {
             name: name.into(),
+            name_hash: name_hash(name),
             backend: None,
             context: Tokens::ZERO,
             history: None,
@@ -248,6 +251,12 @@ impl Programs {
         self.idle
             .first()
             .map(|&(since, _)| since + self.limits.program_idle)
+    }
+
+    /// The hash of the program's name, by which policies break ties; 0 for an unknown one.
+    pub fn name_hash(&self, id: ProgramId) -> u64 {
+        let program = self.table.get(id.index()).and_then(Option::as_ref);
+        program.map_or(0, |program| program.name_hash)
     }
 
     /// What the estimator knows of the program's last prompt.

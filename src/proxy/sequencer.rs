@@ -4,97 +4,20 @@
 //! It owns the policy, the table of programs and the table of requests. It is told the time, does no I/O and
 //! never waits, so every path of it is unit-tested; [`super::gate`] puts it behind a lock and a clock.
 
-use std::time::Duration;
-
 use tokio::sync::oneshot;
 
 use super::intern::ToolNames;
 use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
-use super::request::SharedBytes;
+use super::verdict::{Answer, Arrived, Arriving, Ending, Refusal, Verdict};
 use crate::policy::estimate::PromptEstimator;
 use crate::policy::{
     Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
-    Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time, Tokens, Usage,
+    Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time, Tokens,
 };
 use crate::telemetry::journal::{Journal, Line};
 
 /// The most idle programs expired in one tick, so that a tick holds the lock for microseconds.
 const EXPIRED_PER_TICK: usize = 256;
-
-/// What the policy decided, for the task that waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Send the request to this backend.
-    Admit(BackendId),
-    /// Answer with an error.
-    Refuse(Refusal),
-}
-
-/// Why a request is not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The policy refused it.
-    Policy(RejectReason),
-    /// The gate is shutting down.
-    Draining,
-}
-
-/// A request as it arrives.
-#[derive(Clone, Copy, Debug)]
-pub struct Arriving<'a> {
-    /// The program's name; `None` for a request without identity.
-    pub program: Option<&'a str>,
-    /// Size of its body in bytes, from which its tokens are estimated.
-    pub body_bytes: u64,
-    /// The part of the body that other programs share.
-    pub shared: Option<SharedBytes>,
-    /// The client said that this is the last step.
-    pub last_step: bool,
-}
-
-/// What is known about a request once it has arrived.
-#[derive(Debug)]
-pub struct Arrived {
-    /// Its id until [`Sequencer::finish`].
-    pub request: RequestId,
-    /// Position of the step in its program, from 0.
-    pub step_index: u32,
-    /// The program's tool gap before this step; `None` for a first step or beside another request.
-    pub tool_gap: Option<Duration>,
-    /// The policy that was asked.
-    pub policy: &'static str,
-    /// The decision, or the promise of one.
-    pub answer: Answer,
-}
-
-/// A decision that was made at once, or one to wait for.
-#[derive(Debug)]
-pub enum Answer {
-    /// Decided on arrival.
-    Now(Verdict),
-    /// Held; the verdict follows. Dropping the receiver does not cancel the request: [`Sequencer::finish`] does.
-    Held(HoldReason, oneshot::Receiver<Verdict>),
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Ending<'a> {
-    /// The outcome, for the policy.
-    pub outcome: Outcome,
-    /// Token counts, if the backend reported them.
-    pub usage: Option<Usage>,
-    /// The tool that the response called.
-    pub tool: Option<&'a str>,
-}
-
-impl Ending<'_> {
-    /// The client left.
-    pub const CANCELLED: Self = Self {
-        outcome: Outcome::Cancelled,
-        usage: None,
-        tool: None,
-    };
-}
 
 #[derive(Debug)]
 enum State {
@@ -128,8 +51,8 @@ struct Request {
 /// A backend as a policy has to know it.
 #[derive(Clone, Copy, Debug, Default)]
 struct BackendView {
-    /// `Some` while it is up, with its KV capacity if that is known.
-    up: Option<Option<Tokens>>,
+    up: bool,
+    kv_capacity: Option<Tokens>,
     sample: Option<BackendSample>,
 }
 
@@ -219,6 +142,7 @@ impl Sequencer {
         Arrival {
             request: RequestId(0),
             program,
+            name_hash: program.map_or(0, |id| self.programs.name_hash(id)),
             prompt: self.estimator.estimate(history, arriving.body_bytes),
             shared,
             last_step: arriving.last_step,
@@ -269,7 +193,8 @@ impl Sequencer {
         }
         for (view, id) in self.backends.clone().into_iter().zip(0..) {
             let backend = BackendId(id);
-            if let Some(kv_capacity) = view.up {
+            if view.up {
+                let kv_capacity = view.kv_capacity;
                 self.tell(&Event::BackendUp {
                     backend,
                     kv_capacity,
@@ -376,7 +301,8 @@ impl Sequencer {
     /// A backend answers, with this KV capacity if it is known.
     pub fn backend_up(&mut self, now: Time, backend: BackendId, kv_capacity: Option<Tokens>) {
         self.advance(now);
-        self.backends[backend.index()].up = Some(kv_capacity);
+        let view = &mut self.backends[backend.index()];
+        (view.up, view.kv_capacity) = (true, kv_capacity);
         self.tell(&Event::BackendUp {
             backend,
             kv_capacity,
@@ -386,7 +312,7 @@ impl Sequencer {
     /// A backend stopped answering.
     pub fn backend_down(&mut self, now: Time, backend: BackendId) {
         self.advance(now);
-        self.backends[backend.index()].up = None;
+        self.backends[backend.index()].up = false;
         self.tell(&Event::BackendDown { backend });
     }
 
@@ -606,6 +532,7 @@ impl Sequencer {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use super::*;
     use crate::policy::Wakeup;

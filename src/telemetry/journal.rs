@@ -189,6 +189,7 @@ mod tests {
             prompt: Tokens(100),
             shared: None,
             last_step: false,
+            name_hash: 0,
         };
         let usage = Some(Usage {
             prompt: Tokens(101),

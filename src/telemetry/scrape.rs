@@ -134,6 +134,70 @@ impl Scrape {
     }
 }
 
+/// What the reference router reads from a `/metrics` text. It knows only the newest names, and where one line is
+/// malformed it takes the first line of each name instead of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// KV cache usage, 0–1, the highest of the engines; `None`: as before.
+    pub usage: Option<f64>,
+    /// Requests that run, summed over the engines; `None`: as before.
+    pub running: Option<f64>,
+    /// Requests that wait inside vLLM, summed over the engines; `None`: as before.
+    pub waiting: Option<f64>,
+}
+
+impl Reading {
+    const USAGE: &str = "vllm:kv_cache_usage_perc";
+    const RUNNING: &str = "vllm:num_requests_running";
+    const WAITING: &str = "vllm:num_requests_waiting";
+
+    /// Reads a text as the reference router does.
+    pub fn parse(text: &str) -> Self {
+        let mut reading = Self::strict(text).unwrap_or_else(|| Self::by_lines(text));
+        let percent = |usage: f64| if usage > 1.0 { usage / 100.0 } else { usage };
+        reading.usage = reading.usage.map(percent);
+        reading
+    }
+
+    /// Every sample; `None` where a line is malformed. A metric that is there but has no finite sample counts 0,
+    /// usage excepted.
+    fn strict(text: &str) -> Option<Self> {
+        let mut reading = Self::default();
+        for sample in prometheus_text::samples(text) {
+            let sample = sample.ok()?;
+            let value = Some(sample.value).filter(|value| value.is_finite());
+            let sum = |old: Option<f64>| Some(old.unwrap_or(0.0) + value.unwrap_or(0.0));
+            match sample.name {
+                Self::USAGE => {
+                    let highest =
+                        value.map(|value| reading.usage.map_or(value, |old| old.max(value)));
+                    reading.usage = highest.or(reading.usage);
+                }
+                Self::RUNNING => reading.running = sum(reading.running),
+                Self::WAITING => reading.waiting = sum(reading.waiting),
+                _ => {}
+            }
+        }
+        Some(reading)
+    }
+
+    /// The first finite value among the lines that begin with each name.
+    fn by_lines(text: &str) -> Self {
+        let first = |name| {
+            let mut values = text
+                .lines()
+                .filter(|line: &&str| line.starts_with(name))
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+            values.find(|value| value.is_finite())
+        };
+        Self {
+            usage: first(Self::USAGE),
+            running: first(Self::RUNNING),
+            waiting: first(Self::WAITING),
+        }
+    }
+}
+
 /// The counters that a server may report under an old and a new name at once.
 #[derive(Default)]
 struct Counters {

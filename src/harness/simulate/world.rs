@@ -172,6 +172,7 @@ impl<'a> World<'a> {
         slot.begin_step();
         slot.arrived = self.now;
         let arrival = Arrival {
+            name_hash: 0,
             request: RequestId(dense(at)),
             program: Some(ProgramId(dense(at))),
             prompt: Tokens(slot.history.tokens() as u64),

@@ -68,6 +68,7 @@ impl Scene {
             program: program.map(ProgramId),
             prompt: Tokens(prompt),
             shared: None,
+            name_hash: 0,
             last_step: false,
         }));
         self
@@ -248,6 +249,7 @@ fn a_shared_prefix_lets_more_programs_in() {
                 fingerprint: 7,
                 tokens: Tokens(400),
             }),
+            name_hash: 0,
             last_step: false,
         }));
     }

@@ -3,22 +3,28 @@
 //! Idea: a backend at 95 % usage takes turns away from the programs that lose least, those with the fewest steps
 //! behind them; a paused program finishes what it runs, then its next request is held. Below 85 % the programs
 //! with the most steps return first, a bounded number of tokens at a time.
-//! Source: the reference experiment's router (`multinode_router.py`), which this follows except where it stalls:
-//! holds are bounded, an idle backend takes the first waiting request at once, the resume budget goes only to
-//! programs with a request waiting, a cooldown begins only when something was done, and a program's requests in
-//! flight are counted.
+//! Source: the reference experiment's router (`multinode_router.py`). `compat` makes its decisions ([`Reference`]);
+//! `fixed` is the same idea where that stalls: holds are bounded, an idle backend takes the first waiting request at
+//! once, the resume budget goes only to programs with a request waiting, a cooldown begins only when something was
+//! done, requests in flight are counted and tries of one step are not, an old sample says nothing, and the band
+//! between the triggers has a timeout.
 //! Worse when usage is sampled rarely (it reacts to the last sample), when young programs keep arriving (a
 //! first request is never held), and when long tool gaps leave paused programs' caches to be evicted anyway.
 //!
 //! Here: requests and routing. `pressure`: the periodic pause, resume and transfer. `programs`: the table.
+//! `reference`: `compat`.
 
 mod config;
 mod pressure;
 mod programs;
+mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use config::Config;
+pub use config::{Config, Mode};
+pub use reference::{LastActs, ProgramState, Reference};
+
+use std::cmp::Reverse;
 
 use super::roster::{Backend, Flight, Roster};
 use super::settings;
@@ -27,13 +33,21 @@ use super::{
     Arrival, BackendId, Decisions, Event, HoldReason, Outcome, Policy, PolicySnapshot, ProgramId,
     ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
 };
-use pressure::Cooldowns;
-use programs::{Programs, ResumeKey};
+use pressure::{Watch, cooled};
+use programs::{Program, Programs, ResumeKey};
 
 /// The name in the registry.
 pub const NAME: &str = "thunderreact";
 
-/// The policy's state.
+/// The policy that `config` asks for.
+pub fn build(config: Config) -> Box<dyn Policy> {
+    match config.mode {
+        Mode::Compat => Box::new(Reference::new(config)),
+        Mode::Fixed => Box::new(ThunderReact::new(config)),
+    }
+}
+
+/// The policy's state in `fixed` mode.
 #[derive(Debug)]
 pub struct ThunderReact {
     config: Config,
@@ -41,7 +55,7 @@ pub struct ThunderReact {
     programs: Programs,
     waiting: Waiting<ResumeKey>,
     /// By backend.
-    cooldowns: Vec<Cooldowns>,
+    watches: Vec<Watch>,
     /// Where the next search for a transfer target starts.
     transfer_turn: usize,
     next_look: Option<Time>,
@@ -57,7 +71,7 @@ impl ThunderReact {
             roster: Roster::new(),
             programs: Programs::new(Tokens(config.output_estimate_tokens)),
             waiting: Waiting::new(config.max_held, hold),
-            cooldowns: Vec::new(),
+            watches: Vec::new(),
             transfer_turn: 0,
             next_look: None,
             timed_out: 0,
@@ -75,12 +89,13 @@ impl ThunderReact {
             self.untracked += u64::from(arrival.program.is_some());
             return self.start(arrival.request, least, None, out);
         };
-        self.settle(id, least, arrival.last_step);
+        let placed = self.place(arrival.name_hash).unwrap_or(least);
+        self.settle(id, placed, arrival.last_step);
         let Some(&program) = self.programs.get(id) else {
             return;
         };
         let idle = self.roster.in_flight(program.backend) == 0;
-        if program.paused && !arrival.last_step && !idle {
+        if program.paused && !idle {
             return self.hold(now, id, arrival, out);
         }
         if program.paused {
@@ -89,17 +104,15 @@ impl ThunderReact {
         self.admit(id, arrival.request, out);
     }
 
-    /// Makes sure that the program is known and lives on a backend that is up. The caller has found one, `up`.
-    fn settle(&mut self, id: ProgramId, up: BackendId, last_step: bool) {
+    /// Makes sure that the program is known and lives on a backend that is up; `placed` is, if it has none.
+    fn settle(&mut self, id: ProgramId, placed: BackendId, last_step: bool) {
         let Some(&program) = self.programs.get(id) else {
-            let backend = self.place().unwrap_or(up);
-            return self.programs.add(id, backend);
+            return self.programs.add(id, placed);
         };
         if self.roster.get_up(program.backend).is_none() {
             // Its cache is gone, and with it the reason for its pause.
-            let backend = self.place().unwrap_or(up);
             return self.programs.update(id, |p| {
-                p.backend = backend;
+                p.backend = placed;
                 p.paused = false;
                 p.pause_requested = false;
                 p.transfer = None;
@@ -115,17 +128,24 @@ impl ThunderReact {
         }
     }
 
-    /// The backend for a program without one: those without paused programs first, then the least load.
-    fn place(&self) -> Option<BackendId> {
-        let up = self.roster.up();
-        let best =
-            up.min_by_key(|&(id, backend)| (self.programs.paused_on(id) > 0, load(backend), id));
-        best.map(|(id, _)| id)
+    /// The backend for a program without one: those without paused programs first, then the least load, and among
+    /// equals the one that the program's name picks.
+    fn place(&self, name_hash: u64) -> Option<BackendId> {
+        let key = |(id, backend)| (self.programs.paused_on(id) > 0, load(backend));
+        let least = self.roster.up().map(key).min()?;
+        let best = || self.roster.up().filter(|entry| key(*entry) == least);
+        let ties = u64::try_from(best().count()).ok()?;
+        let pick = usize::try_from(name_hash.checked_rem(ties)?).ok()?;
+        best().nth(pick).map(|(id, _)| id)
     }
 
     fn hold(&mut self, now: Time, id: ProgramId, arrival: Arrival, out: &mut Decisions) {
         if self.waiting.is_full() {
             return out.reject(arrival.request, RejectReason::QueueFull);
+        }
+        if arrival.last_step {
+            // Its room comes back with the answer, so it goes first.
+            self.rekey(id, |p| p.leaving = true);
         }
         let Some(program) = self.programs.get(id) else {
             return;
@@ -145,6 +165,7 @@ impl ThunderReact {
         self.programs.update(id, |p| {
             p.paused = false;
             p.pause_requested = false;
+            p.leaving = false;
         });
         for _ in 0..program.held {
             let first = self.waiting.first_from(key).filter(|held| held.key == key);
@@ -162,10 +183,7 @@ impl ThunderReact {
             return;
         };
         let backend = program.backend;
-        self.programs.update(id, |p| {
-            p.in_flight += 1;
-            p.steps += 1;
-        });
+        self.programs.update(id, |p| p.in_flight += 1);
         self.start(request, backend, Some(id), out);
     }
 
@@ -201,7 +219,11 @@ impl ThunderReact {
             self.programs.update(id, |p| {
                 p.in_flight = p.in_flight.saturating_sub(1);
                 p.context = usage.map_or(p.context, Usage::context);
-                p.paused |= p.pause_requested && p.in_flight == 0;
+                p.answered |= outcome.is_success();
+                if p.in_flight == 0 {
+                    p.paused |= p.pause_requested;
+                    p.steps += u32::from(std::mem::take(&mut p.answered));
+                }
             });
         }
         self.feed(flight.backend, out);
@@ -229,9 +251,9 @@ impl ThunderReact {
         for from in self.roster.ids() {
             while self.roster.get_up(from).is_none()
                 && let Some(id) = self.head(from)
-                && let Some(to) = self.place()
+                && let Some(to) = self.place(0)
             {
-                self.move_held(id, to);
+                self.rekey(id, |p| p.backend = to);
             }
         }
         for backend in self.roster.ids() {
@@ -239,23 +261,39 @@ impl ThunderReact {
         }
     }
 
-    fn move_held(&mut self, id: ProgramId, to: BackendId) {
+    /// Changes a program, and moves its held requests to the place in the queue that it has then.
+    fn rekey(&mut self, id: ProgramId, change: impl FnOnce(&mut Program)) {
+        let Some(&before) = self.programs.get(id) else {
+            return;
+        };
+        self.programs.update(id, change);
+        let Some(after) = self.programs.get(id) else {
+            return;
+        };
+        let (from, to) = (
+            self.programs.resume_key(&before),
+            self.programs.resume_key(after),
+        );
+        let moved = if from == to { 0 } else { before.held };
+        for _ in 0..moved {
+            let first = self.waiting.first_from(from);
+            let Some(held) = first.filter(|held| held.key == from) else {
+                return;
+            };
+            self.waiting.rekey(held.arrival.request, to);
+        }
+    }
+
+    /// Forgets a program. What it has waiting goes first, or stays for the bound on holding to end.
+    fn release(&mut self, id: ProgramId, out: &mut Decisions) {
         let Some(&program) = self.programs.get(id) else {
             return;
         };
-        let from = self.programs.resume_key(&program);
-        self.programs.update(id, |p| p.backend = to);
-        let key = (to, from.1, from.2, from.3);
-        for _ in 0..program.held {
-            let first = self
-                .waiting
-                .first_from(from)
-                .filter(|held| held.key == from);
-            let Some(request) = first.map(|held| held.arrival.request) else {
-                break;
-            };
-            self.waiting.rekey(request, key);
+        if program.held > 0 && self.roster.get_up(program.backend).is_none() {
+            return;
         }
+        self.resume(id, out);
+        self.programs.remove(id);
     }
 
     /// The bound on holding: sends what has waited long enough, or refuses it when no backend is up.
@@ -289,13 +327,14 @@ impl Policy for ThunderReact {
                 outcome,
                 usage,
             } => self.finish(request, outcome, usage, out),
-            Event::Release { program } => self.programs.remove(program),
+            Event::Release { program } => self.release(program, out),
             Event::BackendUp { .. } | Event::BackendDown { .. } => self.rehome(out),
             Event::Tick => {
                 self.time_out(now, out);
                 self.look(now, out);
             }
-            Event::FirstToken { .. } | Event::ToolGap { .. } | Event::Sample(_) => {}
+            Event::Sample(sample) => self.watch(sample.backend).sampled = Some(now),
+            Event::FirstToken { .. } | Event::ToolGap { .. } => {}
         }
         if self.next_look.is_none() && self.programs.len() > 0 {
             self.next_look = Some(now + self.tick());
@@ -348,5 +387,5 @@ fn load(backend: &Backend) -> u32 {
 
 /// The lowest key of `backend`'s part of the queue.
 const fn first_key(backend: BackendId) -> ResumeKey {
-    (backend, std::cmp::Reverse(u32::MAX), Tokens::ZERO, 0)
+    (backend, Reverse(true), Reverse(u32::MAX), Tokens::ZERO, 0)
 }

@@ -8,9 +8,10 @@ use super::ThunderReact;
 use super::programs::Program;
 use crate::policy::{BackendId, Decisions, ProgramId, Ratio, Time, Tokens, settings};
 
-/// When each kind of act last happened on one backend.
+/// When each kind of act last happened on one backend, and when it last told its usage.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cooldowns {
+pub(super) struct Watch {
+    pub(super) sampled: Option<Time>,
     pause: Option<Time>,
     resume: Option<Time>,
     transfer: Option<Time>,
@@ -28,8 +29,6 @@ impl ThunderReact {
             return;
         }
         self.next_look = (self.programs.len() > 0).then(|| now + self.tick());
-        self.cooldowns
-            .resize_with(self.roster.len(), Cooldowns::default);
         for backend in self.roster.ids() {
             if self.roster.get_up(backend).is_some() {
                 self.relieve(now, backend, out);
@@ -37,30 +36,53 @@ impl ThunderReact {
         }
     }
 
+    pub(super) fn watch(&mut self, backend: BackendId) -> &mut Watch {
+        if self.watches.len() <= backend.index() {
+            self.watches.resize(backend.index() + 1, Watch::default());
+        }
+        &mut self.watches[backend.index()]
+    }
+
     fn relieve(&mut self, now: Time, backend: BackendId, out: &mut Decisions) {
-        let usage = self.usage(backend);
-        let last = self.cooldowns[backend.index()];
-        if usage >= self.config.pause_trigger {
-            if cooled(now, last.pause, self.config.pause_cooldown_s) {
-                self.cooldowns[backend.index()].pause = Some(now);
-                let want = (usage - self.config.pause_target) * self.config.pause_step;
-                let want = self.share(backend, want);
-                let want = want - self.schedule_transfers(now, backend);
-                self.pause(backend, want);
+        let last = *self.watch(backend);
+        match self.usage(now, backend) {
+            Some(usage) if usage >= self.config.pause_trigger => {
+                if cooled(now, last.pause, self.config.pause_cooldown_s) {
+                    self.watch(backend).pause = Some(now);
+                    let want = (usage - self.config.pause_target) * self.config.pause_step;
+                    let want = self.share(backend, want);
+                    let want = want - self.schedule_transfers(now, backend);
+                    self.pause(backend, want);
+                }
             }
-        } else if usage < self.config.resume_trigger
-            && self.head(backend).is_some()
-            && cooled(now, last.resume, self.config.resume_cooldown_s)
-        {
-            self.cooldowns[backend.index()].resume = Some(now);
-            let budget = (self.config.resume_target - usage) * self.config.resume_step;
-            self.resume_some(backend, self.share(backend, budget), out);
+            Some(usage) if usage < self.config.resume_trigger => {
+                if self.head(backend).is_some()
+                    && cooled(now, last.resume, self.config.resume_cooldown_s)
+                {
+                    self.watch(backend).resume = Some(now);
+                    let budget = (self.config.resume_target - usage) * self.config.resume_step;
+                    self.resume_some(backend, self.share(backend, budget), out);
+                }
+            }
+            Some(_) | None => self.outlast(now, backend, out),
+        }
+    }
+
+    /// Usage between the triggers, or unknown: the first in the queue goes once nothing has been paused, resumed or
+    /// held for so long that the pressure may be taken to be gone.
+    fn outlast(&mut self, now: Time, backend: BackendId, out: &mut Decisions) {
+        let watch = *self.watch(backend);
+        let patience_s = self.config.dead_band_s;
+        let quiet = cooled(now, watch.pause, patience_s) && cooled(now, watch.resume, patience_s);
+        if let Some(id) = self.head(backend).filter(|_| quiet) {
+            self.watch(backend).resume = Some(now);
+            self.resume(id, out);
         }
     }
 
     /// Pauses programs until their estimates add up to `want`: fewest steps first, then the largest.
     fn pause(&mut self, backend: BackendId, want: Tokens) {
-        let rank = |p: &Program, tokens| (p.steps, Reverse(tokens), Reverse(p.seq));
+        let rank = |p: &Program, tokens| (p.depth(), Reverse(tokens), Reverse(p.seq));
         let mut candidates = self.candidates(backend, want, rank);
         let mut taken = Tokens::ZERO;
         while taken < want {
@@ -91,14 +113,14 @@ impl ThunderReact {
     /// Marks programs of `from` to continue on a backend that has room, smallest context first. Returns the
     /// tokens that will leave.
     fn schedule_transfers(&mut self, now: Time, from: BackendId) -> Tokens {
-        let last = self.cooldowns[from.index()].transfer;
+        let last = self.watch(from).transfer;
         if !cooled(now, last, self.config.transfer_cooldown_s) {
             return Tokens::ZERO;
         }
-        let Some(target) = self.transfer_target(from) else {
+        let Some((target, usage)) = self.transfer_target(now, from) else {
             return Tokens::ZERO;
         };
-        let room = self.config.transfer_target - self.usage(target);
+        let room = self.config.transfer_target - usage;
         let budget = self.share(target, room * self.config.transfer_step);
         let rank = |p: &Program, _| (p.context, p.seq);
         let mut candidates = self.candidates(from, budget, rank);
@@ -110,21 +132,21 @@ impl ThunderReact {
             moved += self.estimate(id);
             self.programs.update(id, |p| p.transfer = Some(target));
         }
-        self.cooldowns[from.index()].transfer = Some(now);
+        self.watch(from).transfer = Some(now);
         moved
     }
 
-    /// The next backend in turn with low usage and no paused program.
-    fn transfer_target(&mut self, from: BackendId) -> Option<BackendId> {
-        let fits = |id: &BackendId| {
-            *id != from
-                && self.programs.paused_on(*id) == 0
-                && self.usage(*id) < self.config.transfer_trigger
+    /// The next backend in turn with low usage and no paused program, and its usage.
+    fn transfer_target(&mut self, now: Time, from: BackendId) -> Option<(BackendId, f64)> {
+        let fits = |id: BackendId| {
+            let usage = self.usage(now, id)?;
+            let fits = id != from && self.programs.paused_on(id) == 0;
+            (fits && usage < self.config.transfer_trigger).then_some((id, usage))
         };
-        let targets: Vec<_> = self.roster.up().map(|(id, _)| id).filter(fits).collect();
-        let target = targets.get(self.transfer_turn.checked_rem(targets.len())?);
+        let targets = || self.roster.up().filter_map(|(id, _)| fits(id));
+        let target = targets().nth(self.transfer_turn.checked_rem(targets().count())?);
         self.transfer_turn = self.transfer_turn.wrapping_add(1);
-        target.copied()
+        target
     }
 
     /// Programs of `backend` that may be paused or moved, as a heap by `rank`; empty if nothing is wanted.
@@ -152,12 +174,13 @@ impl ThunderReact {
         program.map_or(Tokens::ZERO, |p| self.programs.estimate(p))
     }
 
-    /// The last known usage; 0 before the first sample, as the reference has it.
-    fn usage(&self, backend: BackendId) -> f64 {
-        let sample = self.roster.get_up(backend).and_then(|b| b.sample);
-        sample
-            .and_then(|sample| sample.kv_usage)
-            .map_or(0.0, Ratio::get)
+    /// The usage that the backend last told; `None` if that is too long ago.
+    fn usage(&self, now: Time, backend: BackendId) -> Option<f64> {
+        let sampled = self.watches.get(backend.index())?.sampled?;
+        let age = now.since(sampled);
+        let fresh = age <= settings::duration(self.config.sample_max_age_s);
+        let sample = self.roster.get_up(backend)?.sample.filter(|_| fresh)?;
+        sample.kv_usage.map(Ratio::get)
     }
 
     /// A fraction of the backend's KV budget, in tokens; a negative fraction is none.
@@ -169,6 +192,7 @@ impl ThunderReact {
     }
 }
 
-fn cooled(now: Time, last: Option<Time>, cooldown_s: f64) -> bool {
+/// Whether `cooldown_s` seconds have passed since `last`.
+pub(super) fn cooled(now: Time, last: Option<Time>, cooldown_s: f64) -> bool {
     last.is_none_or(|last| now.since(last) >= settings::duration(cooldown_s))
 }

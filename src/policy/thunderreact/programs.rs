@@ -7,12 +7,16 @@ use crate::policy::{BackendId, ProgramId, Tokens};
 
 /// What is known of one program.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that hold independently of each other"
+)]
 pub(super) struct Program {
     /// Prompt and output of its last step; 0 before the first answer.
     pub(super) context: Tokens,
     /// Position among the programs by first arrival.
     pub(super) seq: u64,
-    /// Requests admitted so far.
+    /// Steps answered so far; tries of one step count once.
     pub(super) steps: u32,
     pub(super) in_flight: u32,
     pub(super) held: u32,
@@ -22,6 +26,10 @@ pub(super) struct Program {
     pub(super) paused: bool,
     /// Paused as soon as its last request in flight ends; stays set until the program is resumed.
     pub(super) pause_requested: bool,
+    /// One of the requests in flight, or of those beside it, was answered.
+    pub(super) answered: bool,
+    /// Its last step waits.
+    pub(super) leaving: bool,
 }
 
 const _: () = assert!(
@@ -41,13 +49,22 @@ impl Program {
             transfer: None,
             paused: false,
             pause_requested: false,
+            answered: false,
+            leaving: false,
         }
     }
 }
 
-/// The order in which held requests are resumed on a backend: most steps first, then the smallest context,
-/// then the oldest program.
-pub(super) type ResumeKey = (BackendId, Reverse<u32>, Tokens, u64);
+impl Program {
+    /// Steps begun: those answered, and the one that runs.
+    pub(super) const fn depth(&self) -> u32 {
+        self.steps.saturating_add((self.in_flight > 0) as u32)
+    }
+}
+
+/// The order in which held requests are resumed on a backend: programs that leave, then most steps first, then the
+/// smallest context, then the oldest program.
+pub(super) type ResumeKey = (BackendId, Reverse<bool>, Reverse<u32>, Tokens, u64);
 
 /// All programs, and what is summed over them.
 #[derive(Debug, Default)]
@@ -140,7 +157,14 @@ impl Programs {
     /// change before it runs again.
     pub(super) fn resume_key(&self, program: &Program) -> ResumeKey {
         let tokens = self.estimate(program);
-        (program.backend, Reverse(program.steps), tokens, program.seq)
+        let leaving = Reverse(program.leaving);
+        (
+            program.backend,
+            leaving,
+            Reverse(program.steps),
+            tokens,
+            program.seq,
+        )
     }
 
     fn count(&mut self, program: &Program) {

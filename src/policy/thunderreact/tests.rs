@@ -1,5 +1,7 @@
 //! Stories of programs that are paused and resumed. One backend of 10,000 tokens unless said.
 
+use std::collections::BTreeMap;
+
 use super::super::{BackendSample, Decision, GapKind, Ratio};
 use super::*;
 
@@ -9,6 +11,8 @@ struct Scene {
     policy: ThunderReact,
     out: Decisions,
     now: Time,
+    /// What each backend keeps telling as time passes.
+    usages: BTreeMap<BackendId, f64>,
 }
 
 impl Scene {
@@ -21,6 +25,7 @@ impl Scene {
             policy: ThunderReact::new(config),
             out: Decisions::new(),
             now: Time::ZERO,
+            usages: BTreeMap::new(),
         };
         scene.up(B);
         scene
@@ -38,6 +43,7 @@ impl Scene {
     }
 
     fn usage(&mut self, backend: BackendId, usage: f64) -> &mut Self {
+        self.usages.insert(backend, usage);
         self.tell(&Event::Sample(BackendSample {
             backend,
             kv_usage: Ratio::new(usage),
@@ -57,6 +63,9 @@ impl Scene {
             && wakeup.at <= until
         {
             self.now = wakeup.at;
+            for (backend, usage) in self.usages.clone() {
+                self.usage(backend, usage);
+            }
             self.tell(&Event::Tick);
         }
         self.now = until;
@@ -73,6 +82,7 @@ impl Scene {
             program: program.map(ProgramId),
             prompt: Tokens(100),
             shared: None,
+            name_hash: 0,
             last_step,
         }));
         self
@@ -171,8 +181,12 @@ fn a_paused_program_waits_for_its_share_of_the_budget() {
     assert_eq!(scene.paused(), [2, 3]);
     scene.arrive(2, 2).arrive(3, 3);
     assert_eq!(scene.decided(), [hold(2), hold(3)]);
-    scene.usage(B, 0.88).pass(20.0);
-    assert_eq!(scene.decided(), [], "between the triggers nothing happens");
+    scene.usage(B, 0.88).pass(5.0);
+    assert_eq!(
+        scene.decided(),
+        [],
+        "between the triggers nothing happens at first"
+    );
     // (0.9 − 0.84) × 10,000 × 0.2 = 120 tokens: one program, the smaller of two with equal steps.
     scene.usage(B, 0.84).pass(0.5);
     assert_eq!(scene.decided(), [admit(2, B)]);
@@ -194,17 +208,20 @@ fn an_idle_backend_takes_the_waiting_request_at_once() {
 }
 
 #[test]
-fn the_last_step_of_a_paused_program_is_not_held() {
+fn the_last_step_of_a_paused_program_goes_first() {
     let mut scene = under_pressure();
-    scene.usage(B, 1.0).pass(0.5);
-    scene.arrive_as(3, Some(3), true);
-    assert_eq!(scene.decided(), [admit(3, B)]);
+    scene.usage(B, 1.0).pass(3.0);
+    scene.arrive(2, 2).arrive(4, 3).arrive_as(3, Some(3), true);
+    assert_eq!(scene.decided(), [hold(2), hold(4), hold(3)]);
+    scene.finish(9, 100);
+    assert_eq!(scene.decided(), [admit(4, B), admit(3, B)]);
 }
 
 #[test]
 fn a_hold_ends_at_its_bound() {
     let mut scene = under_pressure();
-    scene.usage(B, 1.0).pass(0.5).arrive(3, 3).usage(B, 0.9);
+    scene.usage(B, 1.0).pass(0.5).arrive(3, 3);
+    scene.policy.config.dead_band_s = 1e9;
     scene.decided();
     scene.pass(599.9);
     assert_eq!(scene.decided(), []);

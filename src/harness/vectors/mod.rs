@@ -1,0 +1,111 @@
+//! Replays recorded cases of the reference schedulers against this crate's policies: `kvgate check-vectors`.
+//!
+//! Here is what every kind of file shares: the command and the [`Tally`]. Each kind's format has a module of its
+//! own, and drives the code that `kvgate serve` runs.
+
+pub mod thunderagent;
+pub mod thunderreact;
+
+mod entries;
+mod python;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::ValueEnum;
+
+/// Options of `kvgate check-vectors`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct VectorsArgs {
+    /// Whose decisions the files record
+    pub kind: Kind,
+
+    /// The files
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+/// Whose decisions a file records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// The reference experiment's router
+    Thunderreact,
+    /// The original ThunderAgent scheduler
+    Thunderagent,
+}
+
+/// Checks every file, and writes one line per failed case and the sums on the last.
+///
+/// # Errors
+/// A file cannot be read or is not of its kind's format, or `out` cannot be written.
+pub fn check(args: &VectorsArgs, out: &mut impl Write) -> anyhow::Result<Tally> {
+    let mut sum = Tally::default();
+    for file in &args.files {
+        let tally = match args.kind {
+            Kind::Thunderreact => thunderreact::check(file),
+            Kind::Thunderagent => thunderagent::check(file),
+        };
+        sum.add(tally.with_context(|| file.display().to_string())?);
+    }
+    sum.write(out)?;
+    Ok(sum)
+}
+
+/// The outcome of checking one or more files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Cases that came out as recorded.
+    pub passed: usize,
+    /// Cases that did not.
+    pub failed: usize,
+    /// One line per failed case: its name, what was expected and what came.
+    pub lines: Vec<String>,
+}
+
+impl Tally {
+    /// Counts one case; `outcome` says what differed.
+    pub fn case(&mut self, name: &str, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => self.passed += 1,
+            Err(difference) => {
+                self.failed += 1;
+                self.lines.push(format!("{name}: {difference}"));
+            }
+        }
+    }
+
+    /// Writes one line per failed case, and the sums on the last.
+    ///
+    /// # Errors
+    /// `out` cannot be written.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        for line in &self.lines {
+            writeln!(out, "{line}")?;
+        }
+        writeln!(out, "{} passed, {} failed", self.passed, self.failed)
+    }
+
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.lines.extend(other.lines);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_has_the_sums() {
+        let mut tally = Tally::default();
+        tally.case("a", Ok(()));
+        tally.case("b", Err("expected 1, came 2".to_owned()));
+        let mut out = Vec::new();
+        tally.write(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "b: expected 1, came 2\n1 passed, 1 failed\n");
+    }
+}
