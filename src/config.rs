@@ -97,6 +97,25 @@ pub struct ServeOptions {
     )]
     pub run_dir: Option<PathBuf>,
 
+    /// File for every event the policy is told and every decision it makes; `kvgate journal replay` reads it
+    #[arg(
+        long,
+        env = "KVGATE_JOURNAL",
+        value_name = "FILE",
+        help_heading = "Telemetry"
+    )]
+    pub journal: Option<PathBuf>,
+
+    /// Secret that `PUT /policy` must carry as `Authorization: Bearer`; without it anybody may switch policies
+    #[arg(
+        long,
+        env = "KVGATE_ADMIN_TOKEN",
+        value_name = "SECRET",
+        hide_env_values = true,
+        help_heading = "Limits"
+    )]
+    pub admin_token: Option<String>,
+
     /// Seconds between written samples, at least 0.1 [default: 5]
     #[arg(
         long,
@@ -324,6 +343,8 @@ impl ServeOptions {
             config.identity = parse_all("identity", &self.identity)?;
         }
         config.run_dir.clone_from(&self.run_dir);
+        config.journal.clone_from(&self.journal);
+        config.admin_token.clone_from(&self.admin_token);
         Ok(())
     }
 
@@ -442,6 +463,9 @@ impl From<&proxy::Config> for ServeOptions {
             program_idle: seconds(config.program_idle),
             max_programs: Some(config.max_programs),
             run_dir: config.run_dir.clone(),
+            journal: config.journal.clone(),
+            // A secret is not printed.
+            admin_token: None,
             sample_interval: seconds(config.sample_interval),
             scrape_interval: seconds(config.scrape_interval),
             ask_for_usage: Some(config.ask_for_usage),

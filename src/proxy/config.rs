@@ -21,6 +21,10 @@ pub struct Config {
     pub identity: Vec<Source>,
     /// Where records go; `None` records nothing.
     pub run_dir: Option<PathBuf>,
+    /// Where every event and decision goes; `None` keeps no journal.
+    pub journal: Option<PathBuf>,
+    /// What a client has to know to change the policy; `None` lets everybody.
+    pub admin_token: Option<String>,
     /// How often samples are written, in the run's time.
     pub sample_interval: Duration,
     /// How often backends are scraped, in the run's time.
@@ -65,6 +69,8 @@ impl Default for Config {
             policy: policy::Config::Baseline(policy::baseline::Config::default()),
             identity: Source::defaults(),
             run_dir: None,
+            journal: None,
+            admin_token: None,
             sample_interval: Duration::from_secs(5),
             scrape_interval: Duration::from_millis(500),
             max_body: 64 << 20,

@@ -24,13 +24,13 @@ const MODELS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prometheus' text format, as vLLM declares it.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     // The gate's own structures always serialise.
     let text = serde_json::to_string(value).unwrap_or_default();
     (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-fn refuse(error: &ProxyError) -> Response {
+pub(super) fn refuse(error: &ProxyError) -> Response {
     error.to_response().map(Body::new)
 }
 

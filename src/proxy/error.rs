@@ -52,6 +52,22 @@ pub enum ProxyError {
         /// The configured URLs.
         known: String,
     },
+    /// Nothing is known of this program.
+    #[error(
+        "there is no program {name:?} here, and none of its steps was among the last; GET /programs lists those that are"
+    )]
+    UnknownProgram {
+        /// What was asked for.
+        name: String,
+    },
+    /// The policy cannot be changed to that.
+    #[error("the policy stays as it is: {0}; send {{\"policy\": NAME, \"settings\": {{…}}}}")]
+    BadPolicy(String),
+    /// The secret is missing or wrong.
+    #[error(
+        "this needs the gate's admin token; send Authorization: Bearer and the value of --admin-token"
+    )]
+    Unauthorized,
     /// The gate itself has no such method on this path.
     #[error("{0}")]
     MethodNotAllowed(&'static str),
@@ -189,6 +205,9 @@ impl ProxyError {
             }
             Self::BodyBroken(_) => client(StatusCode::BAD_REQUEST, "body_broken", None),
             Self::BodyStalled { .. } => client(StatusCode::REQUEST_TIMEOUT, "body_stalled", None),
+            Self::UnknownProgram { .. } => client(StatusCode::NOT_FOUND, "unknown_program", None),
+            Self::BadPolicy(_) => client(StatusCode::BAD_REQUEST, "bad_policy", Some("policy")),
+            Self::Unauthorized => client(StatusCode::UNAUTHORIZED, "unauthorized", None),
             Self::MissingField(_) => client(StatusCode::BAD_REQUEST, "missing_field", None),
             Self::UnknownBackend { .. } => client(StatusCode::BAD_REQUEST, "unknown_backend", None),
             Self::MethodNotAllowed(_) => {

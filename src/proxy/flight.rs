@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::control::PastStep;
 use super::error::ProxyError;
 use super::gate::is_held;
 use super::request::RequestView;
@@ -32,6 +33,7 @@ pub struct Flight {
     backend: Option<BackendId>,
     status: u16,
     retries: u8,
+    policy: &'static str,
     open: bool,
 }
 
@@ -66,6 +68,7 @@ impl Flight {
             backend: None,
             status: 0,
             retries: 0,
+            policy: arrived.policy,
             open: true,
         };
         (flight, arrived.answer)
@@ -144,7 +147,7 @@ impl Flight {
         (200..300).contains(&self.status)
     }
 
-    fn close(&mut self, outcome: Outcome, word: &str, facts: &ResponseFacts) {
+    fn close(&mut self, outcome: Outcome, word: &'static str, facts: &ResponseFacts) {
         if !std::mem::replace(&mut self.open, false) {
             return;
         }
@@ -176,13 +179,24 @@ impl Flight {
                 step,
             ));
         }
+        if let Some(program) = self.view.program.take() {
+            self.proxy.recent.lock().push(PastStep {
+                program,
+                step_index: self.step_index,
+                arrived: self.timer.arrived_at(),
+                hold_s: self.timer.hold_s(now),
+                hold_reason: self.hold_reason,
+                finished: now,
+                outcome: word,
+            });
+        }
     }
 
     fn record(&self, outcome: &str) -> StepRecord {
         StepRecord {
             program: self.view.program.clone(),
             step_index: self.step_index,
-            policy: self.proxy.policy_name.to_owned(),
+            policy: self.policy.to_owned(),
             backend: self.backend.map(|id| self.proxy.backend(id).name()),
             path: self.path.to_owned(),
             model: self.view.model.clone(),

@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod body;
 pub mod config;
+pub mod control;
 pub mod endpoints;
 pub mod error;
 pub mod flight;

@@ -16,10 +16,10 @@ use tower::ServiceExt;
 
 use super::body::Relay;
 use super::state::Proxy;
-use super::{endpoints, handler};
+use super::{control, endpoints, handler};
 
 /// Paths of the gate's own. To add an endpoint, add its path here and its handler in [`router`].
-const OWN_PATHS: [&str; 7] = [
+const OWN_PATHS: [&str; 8] = [
     "/health",
     "/metrics",
     "/v1/models",
@@ -27,7 +27,11 @@ const OWN_PATHS: [&str; 7] = [
     "/programs/release",
     "/finish_session",
     "/backends",
+    "/policy",
 ];
+
+/// Everything below it is the gate's own: one program each.
+const PROGRAMS: &str = "/programs/";
 
 /// The body of any response of the gate.
 #[derive(Debug)]
@@ -82,6 +86,8 @@ pub fn router(proxy: Arc<Proxy>) -> Router {
         .route("/programs/release", post(endpoints::release))
         .route("/finish_session", post(endpoints::finish_session))
         .route("/backends", get(endpoints::backends))
+        .route("/policy", get(control::show).put(control::switch))
+        .route("/programs/{*name}", get(control::program))
         .method_not_allowed_fallback(endpoints::method_not_allowed)
         .with_state(proxy)
 }
@@ -95,7 +101,8 @@ pub async fn serve(
     own: Router,
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, Infallible> {
-    if OWN_PATHS.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if OWN_PATHS.contains(&path) || path.starts_with(PROGRAMS) {
         let response = own.oneshot(request.map(axum::body::Body::new)).await?;
         return Ok(response.map(GateBody::Own));
     }

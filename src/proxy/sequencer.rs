@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::intern::ToolNames;
 use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
-use super::verdict::{Answer, Arrived, Arriving, Ending, Refusal, Verdict};
+use super::verdict::{Answer, Arrived, Arriving, Ending, OpenStep, Refusal, Verdict};
 use crate::policy::estimate::PromptEstimator;
 use crate::policy::{
     Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
@@ -42,10 +42,26 @@ struct Request {
     arrival: Arrival,
     step_index: u32,
     body_bytes: u64,
+    arrived: Time,
     /// Grows from arrival to arrival.
     order: u64,
     /// Whether the present policy was told of it.
     known: bool,
+}
+
+impl Request {
+    fn open(&self) -> Option<OpenStep> {
+        let held = match self.state {
+            State::Held { reason, .. } => Some(reason),
+            State::Admitted(_) => None,
+            State::Free | State::Undecided { .. } | State::Refused(_) => return None,
+        };
+        Some(OpenStep {
+            step_index: self.step_index,
+            arrived: self.arrived,
+            held,
+        })
+    }
 }
 
 /// A backend as a policy has to know it.
@@ -113,6 +129,7 @@ impl Sequencer {
             arrival,
             step_index,
             body_bytes: arriving.body_bytes,
+            arrived: now,
             order: self.arrivals,
             known: false,
         });
@@ -405,6 +422,20 @@ impl Sequencer {
     /// Every program, in id order. O(programs).
     pub fn programs(&self) -> Vec<ProgramStatus> {
         self.programs.list(|id| self.policy.program(id))
+    }
+
+    /// What is open of a program, in order of arrival; `None` for an unknown one. O(requests).
+    pub fn open_steps(&self, name: &str) -> Option<Vec<OpenStep>> {
+        let id = self.programs.find(name)?;
+        let own = self
+            .requests
+            .iter()
+            .filter(|slot| slot.arrival.program == Some(id));
+        let mut open: Vec<_> = own
+            .filter_map(|slot| Some((slot.order, slot.open()?)))
+            .collect();
+        open.sort_unstable_by_key(|&(order, _)| order);
+        Some(open.into_iter().map(|(_, step)| step).collect())
     }
 
     /// The policy's numbers.

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ use super::sampler;
 use super::sequencer::Sequencer;
 use super::state::Proxy;
 use crate::clock::Clock;
-use crate::policy::{BackendId, Policy};
+use crate::policy::{self, BackendId, Policy};
+use crate::telemetry::journal::{Journal, Line};
 use crate::telemetry::recorder::Recorder;
 
 /// Connections the kernel keeps for us until we accept them: bursts of agents connect at once.
@@ -56,6 +58,14 @@ pub enum StartError {
     RunDir {
         /// The directory.
         dir: std::path::PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The journal cannot be written.
+    #[error("cannot write the journal {path}: {source}; choose another --journal", path = path.display())]
+    Journal {
+        /// The file.
+        path: std::path::PathBuf,
         /// What the operating system said.
         source: io::Error,
     },
@@ -186,12 +196,27 @@ fn assemble(
         program_idle: config.program_idle,
         max_programs: config.max_programs,
     };
-    let sequencer = Sequencer::new(policy, backends.len(), limits);
+    let mut sequencer = Sequencer::new(policy, backends.len(), limits);
+    if let Some(path) = &config.journal {
+        sequencer.set_journal(Some(journal(path, &config.policy)?));
+    }
     let gate = Gate::new(
         sequencer,
         Clock::scaled(config.time_scale, config.time_epoch),
     );
     Ok(Proxy::new(config, gate, backends, recorder)?)
+}
+
+/// A new journal that begins with the policy it is about.
+fn journal(path: &Path, policy: &policy::Config) -> Result<Journal, StartError> {
+    let failed = |source| StartError::Journal {
+        path: path.to_owned(),
+        source,
+    };
+    let mut journal = Journal::create(path).map_err(failed)?;
+    let settings = serde_json::to_value(policy).unwrap_or_default();
+    journal.record(Line::policy(policy.name(), settings));
+    Ok(journal)
 }
 
 /// Probes every backend once, so that a gate that has started knows which are up; then keeps watching.
@@ -325,10 +350,22 @@ impl Running {
         self.connections.cut.cancel();
         self.connections.tasks.wait().await;
         self.background.shutdown().await;
+        self.close_files();
+        DrainReport { refused, quiet }
+    }
+
+    /// Waits until every record is on disk.
+    fn close_files(&self) {
         if let Err(error) = self.proxy.recorder.clone().close() {
             tracing::error!(%error, "the run directory is incomplete");
         }
-        DrainReport { refused, quiet }
+        let journal = self
+            .proxy
+            .gate
+            .with(|sequencer, _| sequencer.take_journal());
+        if let Some(Err(error)) = journal.map(Journal::close) {
+            tracing::error!(%error, "the journal is incomplete");
+        }
     }
 
     async fn finish(&self) {

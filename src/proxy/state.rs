@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use super::Config;
 use super::backend::Backend;
+use super::control::Recent;
 use super::gate::Gate;
 use crate::policy::BackendId;
 use crate::telemetry::metrics::Metrics;
@@ -22,8 +25,10 @@ pub struct Proxy {
     pub recorder: Recorder,
     /// kvgate's own series.
     pub metrics: Metrics,
-    /// The policy's name, for records.
-    pub policy_name: &'static str,
+    /// The present policy's settings, as its table in the configuration holds them.
+    pub settings: Mutex<serde_json::Value>,
+    /// The last steps that ended.
+    pub recent: Mutex<Recent>,
     ready: AtomicBool,
 }
 
@@ -39,7 +44,8 @@ impl Proxy {
         recorder: Recorder,
     ) -> prometheus::Result<Self> {
         let names: Vec<String> = backends.iter().map(Backend::name).collect();
-        let policy_name = gate.with(|sequencer, _| sequencer.snapshot().policy);
+        // Plain data always serialises.
+        let settings = serde_json::to_value(&config.policy).unwrap_or_default();
         let ready = AtomicBool::new(true);
         let metrics = Metrics::new(&names)?;
         Ok(Self {
@@ -48,7 +54,8 @@ impl Proxy {
             backends,
             recorder,
             metrics,
-            policy_name,
+            settings: Mutex::new(settings),
+            recent: Mutex::new(Recent::default()),
             ready,
         })
     }

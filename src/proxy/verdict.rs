@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::request::SharedBytes;
-use crate::policy::{BackendId, HoldReason, Outcome, RejectReason, RequestId, Usage};
+use crate::policy::{BackendId, HoldReason, Outcome, RejectReason, RequestId, Time, Usage};
 
 /// What the policy decided, for the task that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,17 @@ pub enum Answer {
     Now(Verdict),
     /// Held; the verdict follows. Dropping the receiver does not cancel the request: [`super::sequencer::Sequencer::finish`] does.
     Held(HoldReason, oneshot::Receiver<Verdict>),
+}
+
+/// A request that has not ended, as `GET /programs/{name}` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenStep {
+    /// Position of the step in its program.
+    pub step_index: u32,
+    /// When it arrived.
+    pub arrived: Time,
+    /// Why it is held; `None` while it runs.
+    pub held: Option<HoldReason>,
 }
 
 /// How a request ended.

@@ -11,6 +11,7 @@
 )]
 
 mod cancel;
+mod control;
 mod drain;
 mod errors;
 mod held;

@@ -1,0 +1,148 @@
+//! Looking at one program and at the policy, changing the policy while requests wait, and the journal of it all.
+
+use http::Method;
+use kvgate::harness::journal::replay;
+use kvgate::policy::Config as PolicyConfig;
+use kvgate::telemetry::journal::lines;
+use serde_json::json;
+
+use crate::support::client::Ask;
+use crate::support::valve::Limits;
+use crate::support::{Gate, Stub, Valve, config, fixture, valve};
+
+async fn shut() -> (Stub, Gate, Valve) {
+    let stub = Stub::start().await;
+    let (policy, valve) = valve(Limits::default());
+    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    (stub, gate, valve)
+}
+
+fn put(gate: &Gate, body: &serde_json::Value) -> Ask {
+    Ask::new(gate.addr(), Method::PUT, "/policy").body(body.to_string())
+}
+
+#[tokio::test]
+async fn a_held_request_is_served_after_a_switch_of_policies() {
+    let (mut stub, gate, valve) = shut().await;
+    let asking = gate.chat("p", false).spawn();
+    valve.holds(1).await;
+    let timeline = gate.json("/programs/p").await;
+    assert_eq!(timeline["open"][0]["state"], "held", "{timeline}");
+    assert!(timeline["open"][0]["hold_reason"].is_string(), "{timeline}");
+
+    let reply = put(&gate, &json!({"policy": "baseline"})).send().await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.json().await["policy"], "baseline");
+    stub.call().await.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
+    gate.quiet().await;
+    let timeline = gate.json("/programs/p").await;
+    assert_eq!(timeline["open"], json!([]));
+    assert_eq!(timeline["past"][0]["step"], 0, "{timeline}");
+    assert_ne!(
+        timeline["past"][0]["hold_reason"],
+        json!(null),
+        "{timeline}"
+    );
+}
+
+#[tokio::test]
+async fn a_running_request_is_finished_although_the_policy_changed() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let asking = gate.chat("p", false).spawn();
+    let call = stub.call().await;
+    for name in PolicyConfig::NAMES {
+        assert_eq!(
+            put(&gate, &json!({"policy": name})).send().await.status,
+            200
+        );
+        assert_eq!(gate.json("/policy").await["policy"], *name);
+    }
+    call.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
+    gate.quiet().await;
+}
+
+#[tokio::test]
+async fn a_policy_that_cannot_be_says_why_and_changes_nothing() {
+    let stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    for (body, words) in [
+        (json!({"policy": "fifo"}), "choose one of baseline"),
+        (
+            json!({"policy": "continuum", "settings": {"headroom": 2.0}}),
+            "continuum.headroom",
+        ),
+        (
+            json!({"policy": "continuum", "settings": {"ttl": 1}}),
+            "unknown field `ttl`",
+        ),
+        (json!({"name": "continuum"}), "unknown field `name`"),
+    ] {
+        let reply = put(&gate, &body).send().await;
+        assert_eq!(reply.status, 400);
+        let error = reply.json().await;
+        assert_eq!(error["error"]["code"], "bad_policy");
+        assert!(
+            error["error"]["message"].as_str().unwrap().contains(words),
+            "{error}"
+        );
+    }
+    assert_eq!(gate.json("/policy").await["policy"], "baseline");
+}
+
+#[tokio::test]
+async fn only_who_knows_the_token_switches_policies() {
+    let stub = Stub::start().await;
+    let mut config = config(&[&stub]);
+    config.admin_token = Some("secret".to_owned());
+    let gate = Gate::start(config).await.up().await;
+    let body = json!({"policy": "continuum"});
+    assert_eq!(put(&gate, &body).send().await.status, 401);
+    let wrong = put(&gate, &body).header("authorization", "Bearer guess");
+    assert_eq!(wrong.send().await.status, 401);
+    let right = put(&gate, &body).header("authorization", "Bearer secret");
+    assert_eq!(right.send().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_program_nobody_knows_is_not_found() {
+    let stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let reply = gate.get("/programs/tau2:retail:[x]:1").send().await;
+    assert_eq!(reply.status, 404);
+    assert_eq!(reply.json().await["error"]["code"], "unknown_program");
+}
+
+#[tokio::test]
+async fn a_journal_of_a_run_replays_to_the_same_decisions() {
+    let mut stub = Stub::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.jsonl");
+    let mut config = config(&[&stub]);
+    config.policy = PolicyConfig::by_name("continuum").unwrap();
+    config.journal = Some(path.clone());
+    let gate = Gate::start(config).await.up().await;
+    for program in ["a", "b", "a"] {
+        let asking = gate.chat(program, false).spawn();
+        stub.call().await.answer(&fixture("chat")).await;
+        assert_eq!(asking.await.unwrap().status, 200);
+    }
+    assert_eq!(
+        put(&gate, &json!({"policy": "thunderreact"}))
+            .send()
+            .await
+            .status,
+        200
+    );
+    let asking = gate.chat("b", false).spawn();
+    stub.call().await.answer(&fixture("chat")).await;
+    assert_eq!(asking.await.unwrap().status, 200);
+    gate.drain().await;
+
+    let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+    let outcome = replay(lines(file), None).unwrap();
+    assert_eq!((outcome.different, outcome.lost), (0, 0), "{outcome:?}");
+    assert_eq!(outcome.arrivals.values().sum::<u64>(), 4, "{outcome:?}");
+}
