@@ -83,7 +83,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     raise_open_files();
     let policy = config.policy.name();
-    let gate = proxy::start(config).await?;
+    let mut gate = proxy::start(config).await?;
     for backend in &gate.proxy().backends {
         if !backend.is_up() {
             tracing::warn!(backend = %backend.url, cause = %backend.status().cause, "not reached yet");
@@ -91,7 +91,10 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     tracing::info!(policy, addr = %gate.addr(), "serving");
     say(&format!("listening on http://{}", gate.addr()));
-    stop_signal().await?;
+    tokio::select! {
+        stop = stop_signal() => stop?,
+        why = gate.broken() => anyhow::bail!("the gate cannot go on: {why}"),
+    }
     tracing::info!("draining; a second signal exits at once");
     let report = tokio::select! {
         report = gate.drain() => report,

@@ -253,8 +253,8 @@ impl Backend {
             .await?;
         let text = match status.as_u16() {
             200 => String::from_utf8_lossy(&body).into(),
-            // A server without metrics is still a server.
-            404 | 405 | 501 => Arc::from(""),
+            // A server without metrics, or with metrics that are not for us, is still a server.
+            401 | 403 | 404 | 405 | 501 => Arc::from(""),
             code => {
                 let cause = format!("/metrics answered with status {code}");
                 return Err(ProxyError::Closed {

@@ -90,12 +90,12 @@ pub async fn models(State(proxy): State<Arc<Proxy>>, headers: HeaderMap) -> Resp
         .iter()
         .filter(|backend| backend.is_up())
         .collect();
+    let asked = up
+        .iter()
+        .map(|backend| backend.get("/v1/models", headers.clone(), MODELS_TIMEOUT));
     let mut answers = Vec::with_capacity(up.len());
-    for backend in up {
-        match backend
-            .get("/v1/models", headers.clone(), MODELS_TIMEOUT)
-            .await
-        {
+    for answer in futures_util::future::join_all(asked).await {
+        match answer {
             Ok((StatusCode::OK, body)) => answers.push(body),
             Ok((status, body)) if proxy.backends.len() == 1 => return as_json(status, body),
             Err(error) if proxy.backends.len() == 1 => return refuse(&error),

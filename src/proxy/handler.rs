@@ -81,7 +81,7 @@ async fn generate(
     }
 }
 
-/// Any other request: to the backend it names, or to the first that is up.
+/// Any other request: to the backend it names, or to one that is up.
 async fn pass(
     proxy: Arc<Proxy>,
     request: Request<Incoming>,
@@ -101,7 +101,7 @@ async fn pass(
 
 fn choose(proxy: &Proxy, parts: &mut Parts) -> Result<BackendId, ProxyError> {
     let Some(name) = parts.headers.remove(BACKEND_HEADER) else {
-        let up = proxy.backends.iter().find(|backend| backend.is_up());
+        let up = proxy.next_up(&parts.method);
         return up
             .map(|backend| backend.id)
             .ok_or_else(|| ProxyError::NoBackend {

@@ -53,8 +53,8 @@ pub struct Program {
     running: u32,
     /// When its last request ended; its key in the idle index while nothing is in flight.
     idle_since: Time,
-    /// Whether it ever finished a step, so that a tool gap can be measured.
-    has_finished: bool,
+    /// When it last finished a step: a tool gap begins there, whatever failed in between.
+    finished_at: Option<Time>,
     /// Told to end while requests were in flight: it ends with the last of them.
     ending: bool,
 }
@@ -140,7 +140,7 @@ impl Programs {
             held: 0,
             running: 0,
             idle_since: now,
-            has_finished: false,
+            finished_at: None,
             ending: false,
         });
         id
@@ -156,7 +156,8 @@ impl Programs {
         if alone {
             self.idle.remove(&(program.idle_since, id));
         }
-        let gap = (alone && program.has_finished).then(|| now.since(program.idle_since));
+        let finished_at = program.finished_at.filter(|_| alone);
+        let gap = finished_at.map(|finished| now.since(finished));
         let index = program.next_step;
         program.next_step += 1;
         program.held += 1;
@@ -190,7 +191,7 @@ impl Programs {
         }
         program.idle_since = now;
         if ending.outcome.is_success() {
-            program.has_finished = true;
+            program.finished_at = Some(now);
             program.ending |= step.last_step;
             if let Some(usage) = ending.usage {
                 program.context = usage.context();

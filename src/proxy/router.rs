@@ -8,13 +8,14 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use super::body::Relay;
+use super::error::ProxyError;
 use super::state::Proxy;
 use super::{control, endpoints, handler};
 
@@ -102,9 +103,17 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, Infallible> {
     let path = request.uri().path();
-    if OWN_PATHS.contains(&path) || path.starts_with(PROGRAMS) {
-        let response = own.oneshot(request.map(axum::body::Body::new)).await?;
-        return Ok(response.map(GateBody::Own));
+    let is_own = OWN_PATHS.contains(&path) || path.starts_with(PROGRAMS);
+    // A browser's preflight is for the backend to answer.
+    if is_own && request.method() != Method::OPTIONS {
+        let patience = proxy.config.client_idle;
+        let answer = own.oneshot(request.map(axum::body::Body::new));
+        let Ok(response) = tokio::time::timeout(patience, answer).await else {
+            let seconds = patience.as_secs_f64();
+            let stalled = ProxyError::BodyStalled { seconds };
+            return Ok(stalled.to_response().map(GateBody::Full));
+        };
+        return Ok(response?.map(GateBody::Own));
     }
     Ok(handler::forward(proxy, request).await)
 }

@@ -381,22 +381,21 @@ impl Sequencer {
     /// Refuses everything that is still held; returns how many requests that was.
     pub fn refuse_held(&mut self, now: Time) -> usize {
         self.advance(now);
-        let mut refused = 0;
-        for index in 0..self.requests.len() {
-            let slot = &mut self.requests[index];
-            if !matches!(slot.state, State::Held { .. }) {
-                continue;
-            }
-            self.refuse(index, Refusal::Draining);
-            let request = RequestId(u32::try_from(index).unwrap_or(u32::MAX));
-            self.tell(&Event::Finish {
-                request,
-                outcome: Outcome::Failed,
-                usage: None,
-            });
-            refused += 1;
+        // All of them first: a policy that hears of one end may admit the next, which must not run any more.
+        let held = self.take_held();
+        for request in &held {
+            self.refuse(request.index(), Refusal::Draining);
         }
-        refused
+        for &request in &held {
+            if self.requests[request.index()].known {
+                self.tell(&Event::Finish {
+                    request,
+                    outcome: Outcome::Failed,
+                    usage: None,
+                });
+            }
+        }
+        held.len()
     }
 
     /// Requests held now.

@@ -14,6 +14,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -38,6 +39,9 @@ const BACKLOG: u32 = 4096;
 
 /// How long accepting pauses when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client's connection may be silent before the kernel asks whether its host is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// How long requests that were just refused have to hear of it, and connections to close.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -295,10 +299,20 @@ async fn next_connection(
     Ok((stream, slot))
 }
 
+/// Frames leave at once; a client whose host has vanished, or that reads nothing for `patience`, is given up.
+fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(patience))?;
+    Ok(())
+}
+
 /// Serves one client connection until it closes or the gate stops.
 async fn connection(stream: TcpStream, proxy: Arc<Proxy>, own: Router, stop: CancellationToken) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    if let Err(error) = tune(&stream, proxy.config.idle_timeout) {
+        tracing::debug!(%error, "cannot set a socket option");
     }
     let idle = proxy.config.client_idle;
     let service =
@@ -330,6 +344,15 @@ impl Running {
     /// The shared state, for looking at it from outside.
     pub const fn proxy(&self) -> &Arc<Proxy> {
         &self.proxy
+    }
+
+    /// Waits for a background task to end, which it never should: without its alarm or its accept loop a gate
+    /// looks alive and is not.
+    pub async fn broken(&mut self) -> String {
+        match self.background.join_next().await {
+            Some(Err(error)) => error.to_string(),
+            Some(Ok(())) | None => "a background task has ended".to_owned(),
+        }
     }
 
     /// Shuts the gate down in bounded time; every held or running request gets an answer or is cut.

@@ -1,6 +1,8 @@
 //! What every request and every task of the gate shares.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use http::Method;
 
 use parking_lot::Mutex;
 
@@ -29,6 +31,8 @@ pub struct Proxy {
     pub settings: Mutex<serde_json::Value>,
     /// The last steps that ended.
     pub recent: Mutex<Recent>,
+    /// Whose turn it is among the backends, for requests outside the policy.
+    turn: AtomicUsize,
     ready: AtomicBool,
 }
 
@@ -56,6 +60,7 @@ impl Proxy {
             metrics,
             settings: Mutex::new(settings),
             recent: Mutex::new(Recent::default()),
+            turn: AtomicUsize::new(0),
             ready,
         })
     }
@@ -73,6 +78,17 @@ impl Proxy {
     /// The backend with this id.
     pub fn backend(&self, id: BackendId) -> &Backend {
         &self.backends[id.index()]
+    }
+
+    /// A backend for a request outside the policy: they take turns with work (POST), and the first that is up
+    /// answers the rest, so that what one call left there the next one finds.
+    pub fn next_up(&self, method: &Method) -> Option<&Backend> {
+        let turn = match *method {
+            Method::POST => self.turn.fetch_add(1, Ordering::Relaxed) % self.backends.len(),
+            _ => 0,
+        };
+        let (before, after) = self.backends.split_at(turn);
+        after.iter().chain(before).find(|backend| backend.is_up())
     }
 
     /// Whether the gate wants traffic: it does until it is told to drain.
