@@ -187,7 +187,10 @@ impl World {
         self.policy.handle(self.now, &event, &mut self.out);
         self.events.push((self.now, event));
         for decision in std::mem::take(&mut self.out).drain() {
-            if let Decision::Admit { request, backend } = decision {
+            if let Decision::Admit {
+                request, backend, ..
+            } = decision
+            {
                 let live = self.live[request.index()].as_mut().expect("it waits");
                 live.backend = Some(backend);
                 self.occupied[backend.index()] += live.prompt.0;

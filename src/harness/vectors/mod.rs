@@ -2,6 +2,8 @@
 //!
 //! Here is what every kind of file shares, the [`Tally`]. Each kind's format has a module of its own.
 
+pub mod continuum;
+
 /// The outcome of checking one or more files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {

@@ -1,6 +1,6 @@
 //! Stories of one program keeping its room while others want it. One backend of 1,000 usable tokens.
 
-use super::super::{Decision, HoldReason, ToolId};
+use super::super::{Decision, HoldReason, SharedPrefix, ToolId};
 use super::*;
 
 const B: BackendId = BackendId(0);
@@ -23,6 +23,7 @@ impl Scene {
         config.headroom = 0.0;
         config.out_reserve_tokens = 0;
         config.block_tokens = 0;
+        config.lru_guard = false;
         let policy = Continuum::new(config);
         let mut scene = Self {
             policy,
@@ -103,6 +104,17 @@ impl Scene {
             program: ProgramId(program),
         });
         self
+    }
+
+    /// Decisions since the last look, in order, their priorities left out.
+    fn decided(&mut self) -> Vec<Decision> {
+        let mut decisions: Vec<_> = self.out.drain().collect();
+        for decision in &mut decisions {
+            if let Decision::Admit { priority, .. } = decision {
+                *priority = None;
+            }
+        }
+        decisions
     }
 
     /// Requests admitted since the last look, in order.
@@ -274,14 +286,14 @@ fn a_full_queue_refuses_the_newcomer_but_not_a_return_that_fits() {
     });
     scene.arrive(0, 100).arrive(1, 600).at(2.0).finish(1, 600);
     scene.arrive(2, 500).arrive(3, 500).arrive(1, 650);
-    let last = scene.out.as_slice().iter().rev().take(3);
-    let last: Vec<_> = last.copied().collect();
+    let last: Vec<_> = scene.decided().into_iter().rev().take(3).collect();
     assert_eq!(
         last,
         [
             Decision::Admit {
                 request: RequestId(1),
-                backend: B
+                backend: B,
+                priority: None,
             },
             Decision::Reject {
                 request: RequestId(3),
@@ -303,7 +315,7 @@ fn a_program_past_the_bound_passes_unscheduled() {
     });
     scene.arrive(0, 900).arrive(1, 900).arrive(2, 900);
     assert_eq!(scene.admitted(), [0, 2]);
-    assert_eq!(scene.policy.counts.untracked, 1);
+    assert_eq!(scene.policy.notes.counts.untracked, 1);
 }
 
 #[test]
@@ -313,10 +325,11 @@ fn programs_spread_by_room_and_return_home() {
     scene.up(other);
     scene.arrive(1, 700).arrive(2, 200).finish(2, 200);
     scene.at(1.0).arrive(3, 300).arrive(2, 250);
-    let backends: Vec<_> = scene.out.drain().collect();
+    let backends = scene.decided();
     let on = |request, backend| Decision::Admit {
         request: RequestId(request),
         backend,
+        priority: None,
     };
     assert_eq!(
         backends,
@@ -336,10 +349,11 @@ fn equal_room_goes_to_the_lowest_id_and_a_return_finds_its_pin() {
         .at(1.5)
         .arrive(2, 900)
         .arrive(5, 400);
-    let backends: Vec<_> = scene.out.drain().collect();
+    let backends = scene.decided();
     let on = |request, backend| Decision::Admit {
         request: RequestId(request),
         backend,
+        priority: None,
     };
     let last = Decision::Hold {
         request: RequestId(5),
