@@ -211,7 +211,7 @@ impl World {
         };
         let usage = output.filter(|_| live.running).map(|output| Usage {
             prompt: live.prompt,
-            cached: None,
+            cached: (output % 2 == 0).then(|| Tokens(output.min(live.prompt.0))),
             output: Tokens(output),
         });
         self.tell(&Event::Finish {
@@ -355,6 +355,41 @@ fn tight(config: Config) -> Config {
     }
 }
 
+/// The policy in its other modes, with the same low bounds.
+fn variants(config: &Config) -> Vec<Config> {
+    let Config::Continuum(_) = config else {
+        return Vec::new();
+    };
+    let Config::Continuum(low) = tight(config.clone()) else {
+        return Vec::new();
+    };
+    let low = continuum::Config {
+        few_gaps: 2,
+        max_in_flight: Some(2),
+        ..low
+    };
+    [
+        continuum::Config {
+            pressure: continuum::Pressure::Seniority,
+            cold_start: continuum::ColdStart::Exponential,
+            ..low.clone()
+        },
+        continuum::Config {
+            pressure: continuum::Pressure::Any,
+            backfill: true,
+            ..low.clone()
+        },
+        continuum::Config {
+            ttl_mode: continuum::TtlMode::Fixed,
+            lru_guard: false,
+            max_in_flight: None,
+            ..low
+        },
+    ]
+    .map(Config::Continuum)
+    .to_vec()
+}
+
 fn settings() -> ProptestConfig {
     let file = "proptest-regressions/policy_laws.txt";
     ProptestConfig {
@@ -371,7 +406,7 @@ proptest! {
     fn every_policy_obeys_the_laws_drains_and_repeats_itself(moves in moves()) {
         for name in Config::NAMES {
             let config = Config::by_name(name).unwrap();
-            for config in [tight(config.clone()), config] {
+            for config in [variants(&config), vec![tight(config.clone()), config]].concat() {
                 config.validate().unwrap();
                 let first = run(&config, &moves);
                 prop_assert_eq!(first, run(&config, &moves), "P3: {} differs from itself", name);
