@@ -16,7 +16,7 @@ use kvgate::policy::ledger::{Footprint, Ledger, Sums};
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Checked, Config, Decision, Decisions, Event, GapKind,
     HoldReason, Outcome, Policy, PolicySnapshot, ProgramId, Ratio, RequestId, SharedPrefix, Time,
-    Tokens, ToolId, Usage, Wakeup, continuum, thunderreact,
+    Tokens, ToolId, Usage, Wakeup, concurrency, continuum, thunderreact,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -247,9 +247,9 @@ impl World {
             kv_usage: usage.and_then(Ratio::new),
             running,
             waiting,
-            preemptions: 0,
-            prefix_hits: 0,
-            prefix_queries: 0,
+            preemptions: u64::from(waiting > 6),
+            prefix_hits: u64::from(running) * 100,
+            prefix_queries: self.now.as_nanos() / 1_000_000,
         }));
     }
 
@@ -343,6 +343,16 @@ fn tight(config: Config) -> Config {
             max_programs: PROGRAMS - 2,
             resume_cooldown_s: 1.0,
             kv_budget_tokens: Some(20_000),
+            ..config
+        }),
+        Config::Concurrency(config) => Config::Concurrency(concurrency::Config {
+            cap: 2,
+            cap_max: 3,
+            interval_s: 1.0,
+            idle_s: 4.0,
+            max_held: 3,
+            hold_timeout_s: 5.0,
+            max_programs: PROGRAMS - 2,
             ..config
         }),
         Config::Continuum(config) => Config::Continuum(continuum::Config {

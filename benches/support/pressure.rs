@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Config, Decision, Decisions, Event, GapKind, Outcome,
-    Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, continuum,
-    thunderreact,
+    Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, concurrency,
+    continuum, thunderreact,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -89,6 +89,12 @@ pub(crate) fn config(name: &str, programs: u32) -> Config {
         }),
         Config::Continuum(config) => Config::Continuum(continuum::Config {
             max_held: programs,
+            ..config
+        }),
+        Config::Concurrency(config) => Config::Concurrency(concurrency::Config {
+            max_held: programs,
+            // A quarter of the programs.
+            cap: programs / u32::from(BACKENDS) / 4,
             ..config
         }),
     }

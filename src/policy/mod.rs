@@ -9,6 +9,7 @@
 
 pub mod baseline;
 pub mod checked;
+pub mod concurrency;
 pub mod continuum;
 pub mod decision;
 pub mod estimate;
@@ -104,11 +105,18 @@ pub enum Config {
     ThunderReact(thunderreact::Config),
     /// Keep a program's room through a tool gap, up to a time-to-live.
     Continuum(continuum::Config),
+    /// Cap the number of active programs.
+    Concurrency(concurrency::Config),
 }
 
 impl Config {
     /// The names accepted by `--policy`, in the order of the documentation.
-    pub const NAMES: [&'static str; 3] = [baseline::NAME, thunderreact::NAME, continuum::NAME];
+    pub const NAMES: [&'static str; 4] = [
+        baseline::NAME,
+        thunderreact::NAME,
+        continuum::NAME,
+        concurrency::NAME,
+    ];
 
     /// The policy called `name` with its default configuration; `None` for an unknown name.
     pub fn by_name(name: &str) -> Option<Self> {
@@ -116,6 +124,7 @@ impl Config {
             baseline::NAME => Some(Self::Baseline(baseline::Config::default())),
             thunderreact::NAME => Some(Self::ThunderReact(thunderreact::Config::default())),
             continuum::NAME => Some(Self::Continuum(continuum::Config::default())),
+            concurrency::NAME => Some(Self::Concurrency(concurrency::Config::default())),
             _ => None,
         }
     }
@@ -126,6 +135,7 @@ impl Config {
             Self::Baseline(_) => baseline::NAME,
             Self::ThunderReact(_) => thunderreact::NAME,
             Self::Continuum(_) => continuum::NAME,
+            Self::Concurrency(_) => concurrency::NAME,
         }
     }
 
@@ -138,6 +148,7 @@ impl Config {
             baseline::NAME => Deserialize::deserialize(table).map(Self::Baseline),
             thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
             continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
+            concurrency::NAME => Deserialize::deserialize(table).map(Self::Concurrency),
             _ => Err(D::Error::custom(format!(
                 "unknown policy {name:?}; choose one of {}",
                 Self::NAMES.join(", ")
@@ -154,6 +165,7 @@ impl Config {
             Self::Baseline(baseline::Config {}) => Ok(()),
             Self::ThunderReact(config) => config.validate(),
             Self::Continuum(config) => config.validate(),
+            Self::Concurrency(config) => config.validate(),
         };
         checked.map_err(|problem| format!("{}.{problem}", self.name()))
     }
@@ -174,6 +186,7 @@ impl Config {
             Self::Baseline(baseline::Config {}) => Box::new(baseline::Baseline::default()),
             Self::ThunderReact(config) => Box::new(thunderreact::ThunderReact::new(config.clone())),
             Self::Continuum(config) => Box::new(continuum::Continuum::new(config.clone())),
+            Self::Concurrency(config) => Box::new(concurrency::Concurrency::new(config.clone())),
         }
     }
 }
