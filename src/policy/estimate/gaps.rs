@@ -65,10 +65,11 @@ impl Curve {
         self.corners.clear();
         self.corners.push((0.0, 0.0));
         let count = float(sorted.len() as u64);
+        let mut over = 0;
         for same in sorted.chunk_by(|a, b| a == b) {
             let Some(&us) = same.first() else { continue };
-            let below = sorted.partition_point(|&x| x <= us);
-            self.corner((float(us.into()) / 1e6, float(below as u64) / count));
+            over += same.len() as u64;
+            self.corner((float(us.into()) / 1e6, float(over) / count));
         }
     }
 
