@@ -196,16 +196,19 @@ fn run(case: Value) -> anyhow::Result<()> {
     let mut moments = moments(&scenario.events)?;
     moments.retain(|(at, _)| *at <= scenario.until);
     for (at, events) in moments {
-        scene.pass_until(at)?;
+        scene.pass_until(at);
         scene.moment(at, &events)?;
     }
-    scene.pass_until(scenario.until + TOLERANCE)?;
+    scene.pass_until(scenario.until + TOLERANCE);
     scene.note_held();
     compare(&scenario.expected, &scene.log)
 }
 
+/// The events of one time in seconds, their time left out.
+type Moment<'a> = (f64, Vec<&'a [Value]>);
+
 /// The events by moment, and within one in the order in which they count: ends first, then arrivals.
-fn moments(events: &[Vec<Value>]) -> anyhow::Result<Vec<(f64, Vec<&[Value]>)>> {
+fn moments(events: &[Vec<Value>]) -> anyhow::Result<Vec<Moment<'_>>> {
     let mut keyed = Vec::new();
     for event in events {
         let at = event.first().and_then(Value::as_f64);
@@ -213,7 +216,7 @@ fn moments(events: &[Vec<Value>]) -> anyhow::Result<Vec<(f64, Vec<&[Value]>)>> {
         keyed.push((at, text(event, 1)? == "A", &event[1..]));
     }
     keyed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let mut moments: Vec<(f64, Vec<&[Value]>)> = Vec::new();
+    let mut moments: Vec<Moment<'_>> = Vec::new();
     for (at, _, event) in keyed {
         match moments.last_mut() {
             Some((last, events)) if at <= *last => events.push(event),
@@ -262,21 +265,20 @@ impl Scene {
                 kv_capacity: Some(Tokens(*tokens)),
             });
         }
-        scene.decide()?;
+        scene.decide();
         Ok(scene)
     }
 
     /// Lets everything that falls due before `at` seconds happen.
-    fn pass_until(&mut self, at: f64) -> anyhow::Result<()> {
+    fn pass_until(&mut self, at: f64) {
         let until = Time::from_secs_f64(at);
         while let Some(wakeup) = self.policy.next_wakeup()
             && wakeup.at < until
         {
             self.now = self.now.max(wakeup.at);
             self.absorb(&Event::Tick);
-            self.decide()?;
+            self.decide();
         }
-        Ok(())
     }
 
     fn moment(&mut self, at: f64, events: &[&[Value]]) -> anyhow::Result<()> {
@@ -296,7 +298,8 @@ impl Scene {
             self.drain_notes();
         }
         self.absorb(&Event::Tick);
-        self.decide()
+        self.decide();
+        Ok(())
     }
 
     fn arrive(&mut self, event: &[Value]) -> anyhow::Result<()> {
@@ -390,11 +393,10 @@ impl Scene {
         self.drain_notes();
     }
 
-    fn decide(&mut self) -> anyhow::Result<()> {
+    fn decide(&mut self) {
         self.policy.decide(self.now, &mut self.out);
         self.out.clear();
         self.drain_notes();
-        Ok(())
     }
 
     fn drain_notes(&mut self) {

@@ -7,7 +7,7 @@ use crate::policy::{BackendSample, Time, Tokens, settings};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cap {
     /// Programs that may be active.
-    pub(super) cap: u32,
+    pub(super) limit: u32,
     /// Programs that are.
     pub(super) active: u32,
     /// Grows when the backend is lost: slots taken before no longer count.
@@ -29,7 +29,7 @@ impl Cap {
             Mode::Aimd => (config.cap_min, config.cap_max),
         };
         Self {
-            cap: config.cap.clamp(bounds.0, bounds.1),
+            limit: config.cap.clamp(bounds.0, bounds.1),
             active: 0,
             life: 0,
             began: None,
@@ -40,18 +40,18 @@ impl Cap {
     }
 
     pub(super) const fn free(&self) -> u32 {
-        self.cap.saturating_sub(self.active)
+        self.limit.saturating_sub(self.active)
     }
 
     /// More programs are active than may be: the cap has shrunk, or a hold has timed out.
     pub(super) const fn is_over(&self) -> bool {
-        self.active > self.cap
+        self.active > self.limit
     }
 
     /// A program becomes active; `first` is its prompt if this is its first step.
     pub(super) fn take(&mut self, first: Option<Tokens>) {
         self.active += 1;
-        self.reached |= self.active >= self.cap;
+        self.reached |= self.active >= self.limit;
         self.first_steps += first.unwrap_or_default();
     }
 
@@ -86,13 +86,13 @@ impl Cap {
         let misses = looked_up > Tokens::ZERO && self.hit_rate < config.hit_rate_min;
         if misses || sample.preemptions > first.preemptions {
             // From what was there: a cap that was not reached has not caused the trouble.
-            let from = f64::from(self.cap.min(self.active.max(1)));
-            let cap = Tokens::from_f64(from * config.decrease).0;
-            let cap = u32::try_from(cap).unwrap_or(u32::MAX);
-            self.cap = cap.clamp(config.cap_min, config.cap_max);
+            let from = f64::from(self.limit.min(self.active.max(1)));
+            let limit = Tokens::from_f64(from * config.decrease).0;
+            let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+            self.limit = limit.clamp(config.cap_min, config.cap_max);
         } else if self.reached {
-            let cap = self.cap.saturating_add(config.increase);
-            self.cap = cap.min(config.cap_max);
+            let limit = self.limit.saturating_add(config.increase);
+            self.limit = limit.min(config.cap_max);
         }
         self.begin(now, sample);
     }
@@ -100,6 +100,6 @@ impl Cap {
     fn begin(&mut self, now: Time, sample: BackendSample) {
         self.began = Some((now, sample));
         self.first_steps = Tokens::ZERO;
-        self.reached = self.active >= self.cap;
+        self.reached = self.active >= self.limit;
     }
 }

@@ -405,7 +405,7 @@ impl Policy for Concurrency {
             values: vec![
                 ("max_held", self.config.max_held.into()),
                 ("hold_timeout_s", self.config.hold_timeout_s),
-                ("cap", sum(|cap| cap.cap.into())),
+                ("cap", sum(|cap| cap.limit.into())),
                 ("active", sum(|cap| cap.active.into())),
                 ("hit_rate_sum", sum(|cap| cap.hit_rate)),
                 ("timed_out", float(self.timed_out)),

@@ -107,7 +107,7 @@ impl Scene {
     }
 
     fn cap(&self) -> u32 {
-        self.policy.caps[B.index()].cap
+        self.policy.caps[B.index()].limit
     }
 
     /// Requests admitted since the last look, in order.

@@ -273,9 +273,10 @@ impl Continuum {
             return true;
         }
         self.unpin(id, UnpinWhy::Dropped);
-        self.notes.add(match success && last {
-            true => Note::Ended { program: id },
-            false => Note::NotPinned { program: id, why },
+        self.notes.add(if success && last {
+            Note::Ended { program: id }
+        } else {
+            Note::NotPinned { program: id, why }
         });
         false
     }

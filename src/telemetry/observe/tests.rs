@@ -385,12 +385,13 @@ fn an_escaped_tool_name_is_read_as_the_client_reads_it() {
     assert_eq!(facts.tool.as_deref(), Some("café \"x\""));
 }
 
-/// A chat stream of these texts, as JSON strings without their quotes.
-fn stream_of(texts: &[&str]) -> String {
-    let frames = texts.iter().map(|text| {
-        format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
-    });
-    frames.collect()
+/// A chat stream of these deltas, each the inside of a JSON object.
+fn stream_of<T: AsRef<str>>(deltas: impl IntoIterator<Item = T>) -> String {
+    let frame = |stream: String, delta: T| {
+        let delta = delta.as_ref();
+        stream + &format!("data: {{\"choices\":[{{\"delta\":{{{delta}}}}}]}}\n\n")
+    };
+    deltas.into_iter().fold(String::new(), frame)
 }
 
 #[test]
@@ -414,7 +415,8 @@ fn a_call_written_into_the_text_is_found_however_the_tokens_fall() {
         (&["Look:\\n``", "`bash\\n", "cat x | wc"], Some("cat")),
         (&["a ", "< b and ", "`code`", " and so on"], None),
     ] {
-        let stream = stream_of(texts);
+        let content = |text: &&str| format!("\"content\":\"{text}\"");
+        let stream = stream_of(texts.iter().map(content));
         let facts = facts_of(stream.as_bytes());
         assert_eq!(facts.tool.as_deref(), tool, "{stream}");
         let body = format!(
@@ -438,12 +440,7 @@ fn an_expert_called_through_the_api_is_known_by_its_own_name() {
         piece(r#"{\"exp"#),
         piece(r#"ert\": \"expert-3\"}"#),
     ];
-    let stream: String = calls
-        .iter()
-        .map(|call| {
-            format!("data: {{\"choices\":[{{\"delta\":{{\"tool_calls\":[{call}]}}}}]}}\n\n")
-        })
-        .collect();
+    let stream = stream_of(calls.map(|call| format!("\"tool_calls\":[{call}]")));
     assert_eq!(
         facts_of(stream.as_bytes()).tool.as_deref(),
         Some("expert-3")

@@ -220,17 +220,17 @@ impl Calls {
         while let Some(&byte) = rest.first() {
             let mut used = 1;
             match self.state {
-                State::Start => self.start(byte),
+                State::Start => changed |= self.start(byte),
                 PROSE => {
                     // To the next byte that may begin a mark.
                     let next = memchr::memchr2(b'<', b'`', rest);
                     used = next.unwrap_or(rest.len());
                     if used == 0 {
                         used = 1;
-                        self.prose(0, 0, byte);
+                        changed |= self.prose(0, 0, byte);
                     }
                 }
-                State::Prose { open, fence } => self.prose(open, fence, byte),
+                State::Prose { open, fence } => changed |= self.prose(open, fence, byte),
                 State::Block { close } => changed |= self.block(close, byte),
                 State::Json => changed |= self.json(byte),
                 State::AfterJson => changed |= self.after_json(byte),
@@ -248,19 +248,19 @@ impl Calls {
         named.cloned().or_else(bash)
     }
 
-    fn start(&mut self, byte: u8) {
+    fn start(&mut self, byte: u8) -> bool {
         match byte {
-            b' ' | b'\n' | b'\r' | b'\t' => {}
+            b' ' | b'\n' | b'\r' | b'\t' => false,
             b'{' => {
                 self.object = Some(Box::new(Object::new()));
                 self.state = State::Json;
-                self.json(byte);
+                self.json(byte)
             }
             _ => self.prose(0, 0, byte),
         }
     }
 
-    fn prose(&mut self, open: usize, fence: usize, byte: u8) {
+    fn prose(&mut self, open: usize, fence: usize, byte: u8) -> bool {
         let open = matched(OPEN, open, byte);
         let fence = matched(FENCE, fence, byte);
         if open == OPEN.len() {
@@ -270,9 +270,12 @@ impl Calls {
             self.fences = self.fences.saturating_add(1);
             self.word.clear();
             self.state = State::Fence;
+            // A second fence takes the first one's word back.
+            return self.fences > 1;
         } else {
             self.state = State::Prose { open, fence };
         }
+        false
     }
 
     /// A block ends with its JSON object, or without one at its closing mark.
@@ -316,8 +319,7 @@ impl Calls {
         if byte.is_ascii_whitespace() {
             return false;
         }
-        self.prose(0, 0, byte);
-        self.llama.take().is_some()
+        self.prose(0, 0, byte) | self.llama.take().is_some()
     }
 
     /// The first word of the fenced command.
