@@ -1,10 +1,15 @@
 //! Heap allocations on the hot path, counted by dhat, which is this binary's allocator.
 //!
-//! One test only: dhat counts for the whole process, so a test running beside it would be counted too.
+//! One test only: dhat counts for the whole process, so a test running beside it would be counted too. It tells two
+//! stories, of events and of bytes.
 
 #[path = "../benches/support/pressure.rs"]
 mod pressure;
 
+use kvgate::policy::{
+    Arrival, BackendId, Config, Decisions, Event, GapKind, Outcome, ProgramId, RequestId, Time,
+    Tokens, ToolId, Usage,
+};
 use pressure::{Recording, replay};
 
 #[global_allocator]
@@ -13,8 +18,17 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 /// Allocations per event that a policy may make in steady state.
 const BUDGET: f64 = 0.1;
 
+/// Bytes that a policy may keep for a program between two of its steps.
+const IDLE_BYTES: f64 = 300.0;
+const IDLE: u32 = 50_000;
+
 #[test]
-fn a_policy_in_steady_state_hardly_allocates() {
+fn a_policy_in_steady_state_hardly_allocates_and_an_idle_program_is_small() {
+    for name in Config::NAMES {
+        let bytes = bytes_per_idle_program(name);
+        println!("{name}: {bytes:.0} bytes per idle program");
+        assert!(bytes <= IDLE_BYTES, "{name}: {bytes:.0} bytes");
+    }
     for (name, config) in pressure::all(1_000) {
         let recording = Recording::make(&config, 1_000, 40_000);
         assert!(
@@ -38,4 +52,51 @@ fn a_policy_in_steady_state_hardly_allocates() {
             "{name}: {per_event:.4} allocations per event"
         );
     }
+}
+
+/// Heap that remains per program after each has made one step and begun its tool gap.
+fn bytes_per_idle_program(name: &str) -> f64 {
+    let config = pressure::config(name, IDLE);
+    let profiler = dhat::Profiler::builder().testing().build();
+    let mut policy = config.build_unchecked();
+    let mut out = Decisions::new();
+    let mut tell = |event| {
+        policy.handle(Time::ZERO, &event, &mut out);
+        out.clear();
+    };
+    tell(Event::BackendUp {
+        backend: BackendId(0),
+        kv_capacity: Some(Tokens(u64::from(IDLE) * 4000)),
+    });
+    let request = RequestId(0);
+    for program in (0..IDLE).map(ProgramId) {
+        tell(Event::Arrive(Arrival {
+            name_hash: 0,
+            request,
+            program: Some(program),
+            prompt: Tokens(1000),
+            shared: None,
+            last_step: false,
+        }));
+        tell(Event::Finish {
+            request,
+            outcome: Outcome::ToolCalls,
+            usage: Some(Usage {
+                prompt: Tokens(1000),
+                cached: None,
+                output: Tokens(100),
+            }),
+        });
+        tell(Event::ToolGap {
+            program,
+            kind: GapKind::Tool(ToolId(1)),
+        });
+    }
+    let known = policy.snapshot().programs;
+    assert!(name == "baseline" || known == IDLE, "{name}: {known} known");
+    let bytes = dhat::HeapStats::get().curr_bytes;
+    drop(profiler);
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let bytes = bytes as f64;
+    bytes / f64::from(IDLE)
 }

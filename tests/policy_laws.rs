@@ -15,7 +15,7 @@ use kvgate::policy::ledger::{Footprint, Ledger, Sums};
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Checked, Config, Decision, Decisions, Event, GapKind,
     HoldReason, Outcome, Policy, PolicySnapshot, ProgramId, Ratio, RequestId, SharedPrefix, Time,
-    Tokens, ToolId, Usage, Wakeup, continuum, thunderagent, thunderreact,
+    Tokens, ToolId, Usage, Wakeup, concurrency, continuum, thunderagent, thunderreact,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -211,7 +211,7 @@ impl World {
         };
         let usage = output.filter(|_| live.running).map(|output| Usage {
             prompt: live.prompt,
-            cached: None,
+            cached: (output % 2 == 0).then(|| Tokens(output.min(live.prompt.0))),
             output: Tokens(output),
         });
         self.tell(&Event::Finish {
@@ -247,9 +247,9 @@ impl World {
             kv_usage: usage.and_then(Ratio::new),
             running,
             waiting,
-            preemptions: 0,
-            prefix_hits: 0,
-            prefix_queries: 0,
+            preemptions: u64::from(waiting > 6),
+            prefix_hits: u64::from(running) * 100,
+            prefix_queries: self.now.as_nanos() / 1_000_000,
         }));
     }
 
@@ -361,7 +361,7 @@ const fn is_bound_on_holds(config: &Config) -> bool {
 fn modes(name: &str) -> Vec<Config> {
     let fixed = Config::by_name(name).unwrap();
     let compat = match fixed.clone() {
-        Config::Baseline(_) | Config::Continuum(_) => None,
+        Config::Baseline(_) | Config::Continuum(_) | Config::Concurrency(_) => None,
         Config::ThunderReact(config) => Some(Config::ThunderReact(thunderreact::Config {
             mode: thunderreact::Mode::Compat,
             ..config
@@ -394,6 +394,16 @@ fn tight(config: Config) -> Config {
             patience_s: 3.0,
             ..config
         }),
+        Config::Concurrency(config) => Config::Concurrency(concurrency::Config {
+            cap: 2,
+            cap_max: 3,
+            interval_s: 1.0,
+            idle_s: 4.0,
+            max_held: 3,
+            hold_timeout_s: 5.0,
+            max_programs: PROGRAMS - 2,
+            ..config
+        }),
         Config::Continuum(config) => Config::Continuum(continuum::Config {
             max_held: 3,
             hold_timeout_s: 5.0,
@@ -402,6 +412,41 @@ fn tight(config: Config) -> Config {
             ..config
         }),
     }
+}
+
+/// The policy in its other modes, with the same low bounds.
+fn variants(config: &Config) -> Vec<Config> {
+    let Config::Continuum(_) = config else {
+        return Vec::new();
+    };
+    let Config::Continuum(low) = tight(config.clone()) else {
+        return Vec::new();
+    };
+    let low = continuum::Config {
+        few_gaps: 2,
+        max_in_flight: Some(2),
+        ..low
+    };
+    [
+        continuum::Config {
+            pressure: continuum::Pressure::Seniority,
+            cold_start: continuum::ColdStart::Exponential,
+            ..low.clone()
+        },
+        continuum::Config {
+            pressure: continuum::Pressure::Any,
+            backfill: true,
+            ..low.clone()
+        },
+        continuum::Config {
+            ttl_mode: continuum::TtlMode::Fixed,
+            lru_guard: false,
+            max_in_flight: None,
+            ..low
+        },
+    ]
+    .map(Config::Continuum)
+    .to_vec()
 }
 
 fn settings() -> ProptestConfig {
@@ -420,7 +465,9 @@ proptest! {
     #[test]
     fn every_policy_obeys_the_laws_drains_and_repeats_itself(moves in moves()) {
         for name in Config::NAMES {
-            for config in modes(name).into_iter().flat_map(|mode| [tight(mode.clone()), mode]) {
+            let config = Config::by_name(name).unwrap();
+            let modes = modes(name).into_iter().flat_map(|mode| [tight(mode.clone()), mode]);
+            for config in variants(&config).into_iter().chain(modes) {
                 config.validate().unwrap();
                 let first = run(&config, &moves);
                 prop_assert_eq!(first, run(&config, &moves), "P3: {} differs from itself", name);

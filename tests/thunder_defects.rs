@@ -35,7 +35,10 @@ impl Gate {
     fn tell(&mut self, event: &Event) -> &mut Self {
         self.policy.handle(self.now, event, &mut self.out);
         for decision in self.out.drain() {
-            if let Decision::Admit { request, backend } = decision {
+            if let Decision::Admit {
+                request, backend, ..
+            } = decision
+            {
                 self.sent.push((request.0, backend.0));
             }
         }

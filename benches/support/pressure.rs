@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Config, Decision, Decisions, Event, GapKind, Outcome,
-    Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, continuum,
-    thunderagent, thunderreact,
+    Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, concurrency,
+    continuum, thunderagent, thunderreact,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -78,7 +78,7 @@ pub(crate) fn replay(policy: &mut dyn Policy, events: &[(Time, Event)]) -> usize
 }
 
 /// The policy called `name`, with bounds that `programs` programs do not reach.
-fn config(name: &str, programs: u32) -> Config {
+pub(crate) fn config(name: &str, programs: u32) -> Config {
     match Config::by_name(name).expect("a name of the registry") {
         Config::Baseline(config) => Config::Baseline(config),
         Config::ThunderReact(config) => Config::ThunderReact(thunderreact::Config {
@@ -95,6 +95,12 @@ fn config(name: &str, programs: u32) -> Config {
             max_held: programs,
             ..config
         }),
+        Config::Concurrency(config) => Config::Concurrency(concurrency::Config {
+            max_held: programs,
+            // A quarter of the programs.
+            cap: programs / u32::from(BACKENDS) / 4,
+            ..config
+        }),
     }
 }
 
@@ -104,7 +110,7 @@ pub(crate) fn all(programs: u32) -> Vec<(String, Config)> {
     for name in Config::NAMES {
         let fixed = config(name, programs);
         let compat = match fixed.clone() {
-            Config::Baseline(_) | Config::Continuum(_) => None,
+            Config::Baseline(_) | Config::Continuum(_) | Config::Concurrency(_) => None,
             Config::ThunderReact(config) => Some(Config::ThunderReact(thunderreact::Config {
                 mode: thunderreact::Mode::Compat,
                 ..config
@@ -213,7 +219,10 @@ impl World {
         self.policy.handle(self.now, &event, &mut self.out);
         self.events.push((self.now, event));
         for decision in std::mem::take(&mut self.out).drain() {
-            if let Decision::Admit { request, backend } = decision {
+            if let Decision::Admit {
+                request, backend, ..
+            } = decision
+            {
                 let live = self.live[request.index()].as_mut().expect("it waits");
                 live.backend = Some(backend);
                 self.occupied[backend.index()] += live.prompt.0;

@@ -15,6 +15,10 @@ pub enum Decision {
         request: RequestId,
         /// Where it goes.
         backend: BackendId,
+        /// Its place in the backend's own queue, lower first, for a vLLM that runs `--scheduling-policy priority`;
+        /// `None`: the policy has no opinion.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        priority: Option<i64>,
     },
     /// Keep the request at the gate.
     Hold {
@@ -128,7 +132,16 @@ impl Decisions {
 
     /// Sends `request` to `backend` now.
     pub fn admit(&mut self, request: RequestId, backend: BackendId) {
-        self.0.push(Decision::Admit { request, backend });
+        self.admit_ranked(request, backend, None);
+    }
+
+    /// Sends `request` to `backend` now, with a place in the backend's own queue.
+    pub fn admit_ranked(&mut self, request: RequestId, backend: BackendId, priority: Option<i64>) {
+        self.0.push(Decision::Admit {
+            request,
+            backend,
+            priority,
+        });
     }
 
     /// Keeps `request` at the gate.

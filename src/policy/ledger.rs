@@ -219,7 +219,7 @@ impl Ledger {
         footprint: Footprint,
     ) -> Tokens {
         let Some(page) = self.pages.get(backend.index()) else {
-            return Page::default().added(footprint, None);
+            return self.added(backend, footprint);
         };
         let own = program.and_then(|id| self.parked.get(id.index()));
         let Some(own) = own.filter(|entry| entry.backend == backend) else {
@@ -228,6 +228,14 @@ impl Ledger {
         let leaving = own.prefix.filter(|print| page.is_last_user(*print));
         let freed = own.private + leaving.map_or(Tokens::ZERO, |print| page.length(print));
         page.sums.total() - freed + page.added(footprint, leaving)
+    }
+
+    /// Tokens that a footprint would add to what is counted on `backend`.
+    pub fn added(&self, backend: BackendId, footprint: Footprint) -> Tokens {
+        match self.pages.get(backend.index()) {
+            Some(page) => page.added(footprint, None),
+            None => Page::default().added(footprint, None),
+        }
     }
 
     /// The sums of every backend, recomputed from the footprints: what [`Self::sums`] must equal.

@@ -9,6 +9,7 @@
 
 pub mod baseline;
 pub mod checked;
+pub mod concurrency;
 pub mod continuum;
 pub mod decision;
 pub mod estimate;
@@ -107,15 +108,18 @@ pub enum Config {
     ThunderAgent(thunderagent::Config),
     /// Keep a program's room through a tool gap, up to a time-to-live.
     Continuum(continuum::Config),
+    /// Cap the number of active programs.
+    Concurrency(concurrency::Config),
 }
 
 impl Config {
     /// The names accepted by `--policy`, in the order of the documentation.
-    pub const NAMES: [&'static str; 4] = [
+    pub const NAMES: [&'static str; 5] = [
         baseline::NAME,
         thunderreact::NAME,
         thunderagent::NAME,
         continuum::NAME,
+        concurrency::NAME,
     ];
 
     /// The policy called `name` with its default configuration; `None` for an unknown name.
@@ -125,6 +129,7 @@ impl Config {
             thunderreact::NAME => Some(Self::ThunderReact(thunderreact::Config::default())),
             thunderagent::NAME => Some(Self::ThunderAgent(thunderagent::Config::default())),
             continuum::NAME => Some(Self::Continuum(continuum::Config::default())),
+            concurrency::NAME => Some(Self::Concurrency(concurrency::Config::default())),
             _ => None,
         }
     }
@@ -136,6 +141,7 @@ impl Config {
             Self::ThunderReact(_) => thunderreact::NAME,
             Self::ThunderAgent(_) => thunderagent::NAME,
             Self::Continuum(_) => continuum::NAME,
+            Self::Concurrency(_) => concurrency::NAME,
         }
     }
 
@@ -149,6 +155,7 @@ impl Config {
             thunderreact::NAME => Deserialize::deserialize(table).map(Self::ThunderReact),
             thunderagent::NAME => Deserialize::deserialize(table).map(Self::ThunderAgent),
             continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
+            concurrency::NAME => Deserialize::deserialize(table).map(Self::Concurrency),
             _ => Err(D::Error::custom(format!(
                 "unknown policy {name:?}; choose one of {}",
                 Self::NAMES.join(", ")
@@ -166,6 +173,7 @@ impl Config {
             Self::ThunderReact(config) => config.validate(),
             Self::ThunderAgent(config) => config.validate(),
             Self::Continuum(config) => config.validate(),
+            Self::Concurrency(config) => config.validate(),
         };
         checked.map_err(|problem| format!("{}.{problem}", self.name()))
     }
@@ -187,6 +195,7 @@ impl Config {
             Self::ThunderReact(config) => thunderreact::build(config.clone()),
             Self::ThunderAgent(config) => thunderagent::build(config.clone()),
             Self::Continuum(config) => Box::new(continuum::Continuum::new(config.clone())),
+            Self::Concurrency(config) => Box::new(concurrency::Concurrency::new(config.clone())),
         }
     }
 }

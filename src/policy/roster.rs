@@ -97,6 +97,11 @@ impl Roster {
             .map_or(0, |b| b.in_flight)
     }
 
+    /// Where a request runs, if it does.
+    pub fn flight(&self, request: RequestId) -> Option<Flight> {
+        self.flights.get(request.index()).copied()
+    }
+
     /// Every backend that is up, in id order.
     pub fn up(&self) -> impl Iterator<Item = (BackendId, &Backend)> {
         self.ids()

@@ -133,6 +133,11 @@ impl<K: Copy + Ord> Waiting<K> {
         (self.deadline()? <= now).then_some(*request)
     }
 
+    /// Whether a request has been held for as long as allowed.
+    pub fn is_expired(&self, now: Time, held: &Held<K>) -> bool {
+        held.since + self.hold <= now
+    }
+
     /// When the next hold reaches its bound.
     pub fn deadline(&self) -> Option<Time> {
         let (_, request) = self.by_age.front()?;

@@ -211,6 +211,7 @@ mod tests {
                 Event::Arrive(arrival),
                 vec![Decision::Admit {
                     request,
+                    priority: None,
                     backend: BackendId(0),
                 }],
             ),

@@ -3,6 +3,7 @@
 //! Here is what every kind of file shares: the command and the [`Tally`]. Each kind's format has a module of its
 //! own, and drives the code that `kvgate serve` runs.
 
+pub mod continuum;
 pub mod thunderagent;
 pub mod thunderreact;
 
@@ -33,6 +34,8 @@ pub enum Kind {
     Thunderreact,
     /// The original ThunderAgent scheduler
     Thunderagent,
+    /// Continuum, as its oracle decides
+    Continuum,
 }
 
 /// Checks every file, and writes one line per failed case and the sums on the last.
@@ -45,6 +48,7 @@ pub fn check(args: &VectorsArgs, out: &mut impl Write) -> anyhow::Result<Tally> 
         let tally = match args.kind {
             Kind::Thunderreact => thunderreact::check(file),
             Kind::Thunderagent => thunderagent::check(file),
+            Kind::Continuum => continuum::check(file),
         };
         sum.add(tally.with_context(|| file.display().to_string())?);
     }

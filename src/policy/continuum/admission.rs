@@ -1,18 +1,25 @@
-//! Who runs next, and where: Continuum's queue order, what fits, and what gives way.
+//! Who runs next, and where: Continuum's queue order, and what starting a request means.
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
-use super::Continuum;
+use super::programs::{Program, Run};
+use super::{Continuum, Note, StartWhy, UnpinWhy};
 use crate::policy::ledger::Footprint;
 use crate::policy::roster::Flight;
 use crate::policy::waiting::Place;
 use crate::policy::{
-    Arrival, BackendId, Decisions, HoldReason, ProgramId, RejectReason, Time, Tokens,
+    Arrival, BackendId, Decisions, HoldReason, ProgramId, RejectReason, RequestId, Time, Tokens,
 };
 
-/// Programs that hold a pin go before those that do not.
+/// How many held requests one decision looks at with backfill, so that its cost stays bounded.
+const BACKFILL_DEPTH: usize = 256;
+
+/// Who goes before whom, whatever their programs' seniority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Class {
+enum Class {
+    /// The backend failed the step: it has waited its turn before.
+    Retry,
     /// The program's room is kept for this request.
     Pinned,
     /// Everyone else.
@@ -20,106 +27,240 @@ pub(super) enum Class {
 }
 
 /// A held request's place: class, then the program's seniority. Requests of one program go in order of arrival.
-pub(super) type Key = (Class, u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key(Class, u64);
 
-/// What a look at one held request came to.
-enum Verdict {
-    /// It can start there.
-    Start(BackendId),
-    /// Every backend it could use is claimed by it or by a senior.
-    Wait,
+impl Key {
+    pub(super) const fn as_retry(self) -> Self {
+        Self(Class::Retry, self.1)
+    }
 }
+
+/// A request that is about to start.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving {
+    pub(super) arrival: Arrival,
+    /// Its place in the queue; `None` for a request that is not scheduled.
+    pub(super) key: Option<Key>,
+    /// Since when it has waited.
+    pub(super) since: Time,
+}
+
+impl Leaving {
+    /// A request that belongs to no program that is known.
+    pub(super) const fn anonymous(since: Time, mut arrival: Arrival) -> Self {
+        arrival.program = None;
+        Self {
+            arrival,
+            key: None,
+            since,
+        }
+    }
+}
+
+/// Where a request goes, and why now.
+type Start = (BackendId, StartWhy);
 
 impl Continuum {
     /// Holds an arrival of a known program, before anyone decides about it.
-    pub(super) fn enqueue(&mut self, now: Time, id: ProgramId, arrival: Arrival) {
-        let key = self.key(id);
+    pub(super) fn enqueue(&mut self, now: Time, key: Key, arrival: Arrival) {
+        let Some(id) = arrival.program else {
+            return;
+        };
         let Some(program) = self.programs.get_mut(id.index()) else {
             return;
         };
         program.held += 1;
         self.holding += u32::from(program.held == 1);
         self.waiting.push(now, key, arrival);
+        self.newcomers.push(arrival.request);
         self.pins.call(id, true);
     }
 
-    /// Says what became of an arrival that was enqueued and that the pump may have started.
-    pub(super) fn settle_newcomer(&mut self, id: ProgramId, new: &Arrival, out: &mut Decisions) {
-        if self.waiting.get(new.request).is_none() {
-            return;
-        }
-        if self.waiting.is_over() {
-            self.waiting.remove(new.request);
-            self.uncall(id);
-            return out.reject(new.request, RejectReason::QueueFull);
-        }
-        let need = self.need(new);
-        let fits = self.roster.ids().any(|b| self.fits(b, id, need));
-        let reason = if fits {
-            HoldReason::BehindOlder
-        } else {
-            HoldReason::NoRoom
-        };
-        out.hold(new.request, reason);
-    }
-
-    /// Starts every held request whose turn it is.
-    pub(super) fn pump(&mut self, out: &mut Decisions) {
-        let mut place: Option<Place<Key>> = None;
-        self.unblock();
-        while let Some((next, request)) = self.waiting.next(place) {
+    /// Says what became of the arrivals that were enqueued and that are still held.
+    pub(super) fn settle_newcomers(&mut self, out: &mut Decisions) {
+        while let Some(request) = self.newcomers.pop() {
             let Some(held) = self.waiting.get(request) else {
-                return;
+                continue;
             };
             let arrival = held.arrival;
             let Some(id) = arrival.program else {
-                return;
+                continue;
             };
-            match self.judge(&arrival, id) {
-                Verdict::Start(backend) => {
-                    self.waiting.remove(request);
-                    self.uncall(id);
-                    self.start(&arrival, backend, out);
-                    self.unblock();
-                    place = None;
-                }
-                Verdict::Wait if self.all_blocked() => return,
-                Verdict::Wait => place = Some(next),
+            if self.waiting.is_over() {
+                self.waiting.remove(request);
+                self.uncall(id);
+                out.reject(request, RejectReason::QueueFull);
+            } else {
+                let why = self.why_held(&arrival, id);
+                out.hold(request, why);
             }
         }
     }
 
-    /// Whether a request of the program would be the first in the queue.
-    pub(super) fn leads(&self, id: ProgramId) -> bool {
+    fn why_held(&mut self, arrival: &Arrival, id: ProgramId) -> HoldReason {
+        let need = self.need(arrival);
+        let up = || self.roster.up().map(|(backend, _)| backend);
+        if up().any(|b| self.fits(b, id, need)) {
+            return HoldReason::BehindOlder;
+        }
+        if up().all(|b| self.is_full(b)) {
+            return HoldReason::ConcurrencyLimit;
+        }
+        let guarded = up().any(|b| !self.is_full(b) && self.fits_ledger(b, id, need));
+        self.notes.counts.guarded += u64::from(guarded);
+        HoldReason::NoRoom
+    }
+
+    /// Starts every held request whose turn it is.
+    pub(super) fn pump(&mut self, now: Time, out: &mut Decisions) {
+        let mut place: Option<Place<Key>> = None;
+        let mut seen = 0;
+        self.unblock();
+        while let Some((next, request)) = self.waiting.next(place)
+            && let Some(held) = self.waiting.get(request)
+            && let Some(id) = held.arrival.program
+        {
+            let arrival = held.arrival;
+            let late = self.waiting.is_expired(now, held);
+            seen += 1;
+            if let Some(start) = self.judge(&arrival, id, late) {
+                self.start_held(now, request, start, out);
+                self.unblock();
+                (place, seen) = (None, 0);
+            } else if self.config.backfill {
+                if seen == BACKFILL_DEPTH {
+                    return;
+                }
+                self.unblock();
+                place = Some(next);
+            } else if self.all_blocked() {
+                return;
+            } else {
+                place = Some(next);
+            }
+        }
+    }
+
+    /// The bound on holding: sends what has waited long enough behind others, or refuses it when no backend is up.
+    pub(super) fn time_out(&mut self, now: Time, out: &mut Decisions) {
+        while let Some(request) = self.waiting.expired(now)
+            && let Some(held) = self.waiting.get(request)
+            && let Some(id) = held.arrival.program
+        {
+            let Some(backend) = self.best_backend(id, |_| true) else {
+                self.waiting.remove(request);
+                self.uncall(id);
+                out.reject(request, RejectReason::NoBackend);
+                continue;
+            };
+            self.start_held(now, request, (backend, StartWhy::HoldTimeout), out);
+        }
+    }
+
+    /// Whether a request with this key would be the first in the queue.
+    pub(super) fn leads(&self, key: Key) -> bool {
         let first = self.waiting.next(None);
-        first.is_none_or(|((key, _), _)| self.key(id) < key)
+        first.is_none_or(|((first, _), _)| key < first)
     }
 
     /// Where `arrival` can start now, nobody being ahead of it.
-    pub(super) fn room_for(&mut self, arrival: &Arrival, id: ProgramId) -> Option<BackendId> {
+    pub(super) fn place_for(&mut self, arrival: &Arrival, id: ProgramId) -> Option<Start> {
         self.unblock();
-        match self.judge(arrival, id) {
-            Verdict::Start(backend) => Some(backend),
-            Verdict::Wait => None,
+        self.judge(arrival, id, false)
+    }
+
+    fn start_held(&mut self, now: Time, request: RequestId, start: Start, out: &mut Decisions) {
+        let Some(held) = self.waiting.remove(request) else {
+            return;
+        };
+        if let Some(id) = held.arrival.program {
+            self.uncall(id);
+        }
+        let leaving = Leaving {
+            arrival: held.arrival,
+            key: Some(held.key),
+            since: held.since,
+        };
+        self.start(now, &leaving, start, out);
+    }
+
+    /// Sends a request that is not held (any more) to a backend; its program's pin becomes its room.
+    pub(super) fn start(
+        &mut self,
+        now: Time,
+        leaving: &Leaving,
+        (backend, why): Start,
+        out: &mut Decisions,
+    ) {
+        let Arrival {
+            request,
+            program,
+            last_step,
+            ..
+        } = leaving.arrival;
+        let mut run = Run {
+            admitted: now,
+            prefill: None,
+            pinned: None,
+            last_step,
+        };
+        let mut priority = None;
+        if let Some(id) = program {
+            self.note_delay(id, now.since(leaving.since));
+            priority = self.priority(id, leaving.key, last_step);
+            run.pinned = self.hand_off(id, backend);
+        }
+        let need = self.need(&leaving.arrival);
+        self.ledger.start(request, backend, need);
+        self.runs.insert(request.index(), run);
+        self.evict(backend);
+        self.roster.start(request, Flight { backend, program });
+        self.notes.add(Note::Started {
+            request,
+            backend,
+            why,
+        });
+        out.admit_ranked(request, backend, priority);
+    }
+
+    /// Learns how long a program queued whose context was no longer kept.
+    fn note_delay(&mut self, id: ProgramId, queued: Duration) {
+        let returns = |p: &Program| p.steps > 0 && p.in_flight == 0;
+        let lost = self.pinned_on(id).is_none();
+        if lost && self.programs.get(id.index()).is_some_and(returns) {
+            self.estimates.delay.observe(queued.as_secs_f64());
         }
     }
 
-    /// Sends a request that is not held (any more) to `backend`; its program's pin becomes its room.
-    pub(super) fn start(&mut self, arrival: &Arrival, backend: BackendId, out: &mut Decisions) {
-        let program = arrival.program;
-        if let Some(id) = program {
-            self.unpin(id);
-            if let Some(program) = self.programs.get_mut(id.index()) {
-                program.in_flight += 1;
-                program.home = Some(backend);
-                program.between = false;
-            }
+    /// The program's pin and its cached context turn into a running request on `backend`. Returns what a pin kept
+    /// there, and its place in the order of eviction.
+    fn hand_off(&mut self, id: ProgramId, backend: BackendId) -> Option<(Tokens, u64)> {
+        let segment = self.eviction.take(id, backend);
+        let pin = self.pins.drop(&mut self.ledger, id);
+        let pinned = pin.is_some_and(|pin| pin.confirmed);
+        if pin.is_some() {
+            self.reclass(id);
         }
-        let need = self.need(arrival);
-        self.ledger.start(arrival.request, backend, need);
-        self.roster
-            .start(arrival.request, Flight { backend, program });
-        out.admit(arrival.request, backend);
+        self.notes.counts.handed_off += u64::from(pinned);
+        let program = self.programs.get_mut(id.index())?;
+        program.in_flight += 1;
+        program.home = Some(backend);
+        program.between = false;
+        let segment = segment.filter(|_| pinned)?;
+        Some((segment.tokens, segment.stamp))
+    }
+
+    /// The place that vLLM's own queue gives the program: class, then its first arrival in milliseconds.
+    fn priority(&self, id: ProgramId, key: Option<Key>, last_step: bool) -> Option<i64> {
+        let program = self.programs.get(id.index())?;
+        let class = match key?.0 {
+            Class::Retry => 0_i64,
+            Class::Pinned => 1,
+            Class::Other => 2 - i64::from(last_step),
+        };
+        let millis = program.since.as_nanos() / 1_000_000;
+        Some((class << 40) + i64::try_from(millis).unwrap_or(i64::MAX >> 1))
     }
 
     /// One request of the program waits no longer. Without any, its pin may expire again.
@@ -140,9 +281,17 @@ impl Continuum {
     }
 
     /// Gives the program's pin up, and the precedence that came with it.
-    pub(super) fn unpin(&mut self, id: ProgramId) {
-        if self.pins.drop(&mut self.ledger, id) {
-            self.reclass(id);
+    pub(super) fn unpin(&mut self, id: ProgramId, why: UnpinWhy) {
+        let Some(pin) = self.pins.drop(&mut self.ledger, id) else {
+            return;
+        };
+        self.reclass(id);
+        if pin.confirmed {
+            self.notes.add(Note::Unpinned {
+                program: id,
+                tokens: pin.tokens,
+                why,
+            });
         }
     }
 
@@ -155,11 +304,10 @@ impl Continuum {
             return;
         }
         let to = self.key(id);
-        let other = match to.0 {
-            Class::Pinned => Class::Other,
-            Class::Other => Class::Pinned,
+        let from = match to.0 {
+            Class::Pinned => Key(Class::Other, program.seq),
+            Class::Other | Class::Retry => Key(Class::Pinned, program.seq),
         };
-        let from = (other, program.seq);
         while let Some(held) = self.waiting.first_from(from)
             && held.key == from
         {
@@ -169,11 +317,7 @@ impl Continuum {
     }
 
     /// The backend that suits the program best among those that are `open`: its home, else the roomiest.
-    pub(super) fn best_backend(
-        &self,
-        id: ProgramId,
-        open: impl Fn(BackendId) -> bool,
-    ) -> Option<BackendId> {
+    fn best_backend(&self, id: ProgramId, open: impl Fn(BackendId) -> bool) -> Option<BackendId> {
         let home = self.programs.get(id.index()).and_then(|p| p.home);
         let up = self.roster.up().filter(|(backend, _)| open(*backend));
         let best = up.min_by_key(|&(backend, _)| {
@@ -183,83 +327,37 @@ impl Continuum {
         best.map(|(backend, _)| backend)
     }
 
-    fn key(&self, id: ProgramId) -> Key {
+    /// The place of a request of the program that is no retry.
+    pub(super) fn key(&self, id: ProgramId) -> Key {
         let class = match self.pinned_on(id) {
             Some(_) => Class::Pinned,
             None => Class::Other,
         };
         let seq = self.programs.get(id.index()).map_or(u64::MAX, |p| p.seq);
-        (class, seq)
+        Key(class, seq)
     }
 
-    /// Tries the backends open to a request in order of preference, and claims those that it must wait for.
-    fn judge(&mut self, arrival: &Arrival, id: ProgramId) -> Verdict {
+    /// Tries the backends open to a request in order of preference, and claims those that it must wait for. One
+    /// that was held for as long as allowed goes to the first of them.
+    fn judge(&mut self, arrival: &Arrival, id: ProgramId, late: bool) -> Option<Start> {
         let need = self.need(arrival);
         let pinned = self.pinned_on(id);
         let open = |blocked: &[bool], b: BackendId| {
             !blocked[b.index()] && pinned.is_none_or(|home| home == b)
         };
         while let Some(backend) = self.best_backend(id, |b| open(&self.blocked, b)) {
-            if self.fits(backend, id, need)
-                || self.relieve(backend, id, need)
-                || self.oversize(backend, need)
-            {
-                return Verdict::Start(backend);
+            if late {
+                return Some((backend, StartWhy::HoldTimeout));
+            }
+            if self.fits(backend, id, need) || self.relieve(backend, id, need) {
+                return Some((backend, StartWhy::Fits));
+            }
+            if self.is_oversize(backend, need) {
+                return Some((backend, StartWhy::Oversize));
             }
             self.blocked[backend.index()] = true;
         }
-        Verdict::Wait
-    }
-
-    /// Whether the footprint fits beside what runs and what is kept, the program's own pin given back.
-    fn fits(&self, backend: BackendId, id: ProgramId, need: Footprint) -> bool {
-        let Some(usable) = self.usable(backend) else {
-            return self.roster.get_up(backend).is_some();
-        };
-        self.ledger.total_if_started(backend, Some(id), need) <= usable
-    }
-
-    /// A pin never idles the GPU: with nothing in flight, pins give way, the youngest program's first.
-    fn relieve(&mut self, backend: BackendId, id: ProgramId, need: Footprint) -> bool {
-        if self.roster.in_flight(backend) > 0 {
-            return false;
-        }
-        while let Some(victim) = self.youngest_pin(backend, Some(id)) {
-            self.unpin(victim);
-            self.counts.relieved += 1;
-            if self.fits(backend, id, need) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// The pin on `backend` whose program arrived last, other than `spared`'s.
-    pub(super) fn youngest_pin(
-        &self,
-        backend: BackendId,
-        spared: Option<ProgramId>,
-    ) -> Option<ProgramId> {
-        let mut pinned = self.ledger.idle(backend).rev();
-        pinned.find(|id| Some(*id) != spared)
-    }
-
-    /// A request larger than the whole cache runs alone: vLLM is the one to refuse it.
-    fn oversize(&mut self, backend: BackendId, need: Footprint) -> bool {
-        let alone = self.roster.in_flight(backend) == 0
-            && self
-                .usable(backend)
-                .is_some_and(|usable| need.tokens > usable);
-        self.counts.oversize += u64::from(alone);
-        alone
-    }
-
-    /// Tokens that may be promised on a backend; `None` while its capacity is unknown.
-    fn usable(&self, backend: BackendId) -> Option<Tokens> {
-        let reported = self.roster.get_up(backend)?.kv_capacity;
-        let capacity = self.config.kv_budget_tokens.map(Tokens).or(reported)?;
-        let fraction = 1.0 - self.config.headroom;
-        Some(Tokens::from_f64(capacity.as_f64() * fraction))
+        None
     }
 
     /// Usable tokens that nothing occupies; the most there can be while the capacity is unknown.

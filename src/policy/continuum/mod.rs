@@ -1,24 +1,33 @@
 //! Continuum: keeps a program's room in the KV cache through a tool gap, up to a time-to-live.
 //!
 //! Idea: first come, first served by *program*, not by request. When a step ends, the program's context stays
-//! reserved for a few seconds; if it returns in time, it goes before newcomers and finds its cache. A request
-//! waits at the gate until it fits beside what runs and what is reserved.
+//! reserved for as long as waiting for its return pays; if it returns in time, it goes before newcomers and finds
+//! its cache. A request waits at the gate until it fits beside what runs and what is reserved.
 //! Source: "Continuum" (arXiv 2511.02230) and its public code, which pins blocks inside vLLM; here the pins are
-//! virtual: an unmodified vLLM may still evict a reserved context, because its eviction is plain LRU.
+//! virtual: an unmodified vLLM may still evict a reserved context, because its eviction is plain LRU. The guard of
+//! `eviction` holds back what would make it.
 //! Worse when the KV cache is plentiful (it then only adds rules), when gaps are long (rooms are given up before
 //! their programs return), and for short newcomers behind a large head (nobody passes the head).
 //!
-//! Here: what each event does. `admission`: who runs next, and where. `pins`: the reservations.
+//! Here: what each event does. `admission`: who runs next, and where. `pressure`: what gives way. `pins`: the
+//! reservations. `ttl`: how long they last. `eviction`: what the backend does meanwhile. `notes`: what is counted.
 
 mod admission;
 mod config;
+mod eviction;
+mod notes;
 mod pins;
+mod pressure;
+mod programs;
 #[cfg(test)]
 mod tests;
+mod ttl;
 
-pub use config::{Config, TtlMode};
+pub use config::{ColdStart, Config, Pressure, TtlMode};
+pub use notes::{NoPinWhy, Note, StartWhy, UnpinWhy};
 
-use super::estimate::GapHistory;
+use std::time::Duration;
+
 use super::ledger::{Footprint, Ledger};
 use super::roster::Roster;
 use super::settings;
@@ -26,69 +35,17 @@ use super::slots::Slots;
 use super::waiting::Waiting;
 use super::{
     Arrival, BackendId, Decisions, Event, GapKind, Outcome, Policy, PolicySnapshot, ProgramId,
-    ProgramView, RejectReason, RequestId, SharedPrefix, Time, Tokens, Usage, Wakeup,
+    ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
 };
-use admission::Key;
+use admission::{Key, Leaving};
+use eviction::Eviction;
+use notes::Notes;
 use pins::Pins;
+use programs::{Program, Run};
+use ttl::Estimates;
 
 /// The name in the registry.
 pub const NAME: &str = "continuum";
-
-/// What is known of one program.
-#[derive(Clone, Copy, Debug)]
-struct Program {
-    /// Seniority: position by first arrival.
-    seq: u64,
-    /// When its tool gap began, and of which kind; taken by the arrival that ends it.
-    gap: Option<(Time, GapKind)>,
-    /// The prefix that its prompts share with other programs'; length below, to keep the entry small.
-    fingerprint: u64,
-    prefix_tokens: u32,
-    in_flight: u32,
-    held: u32,
-    home: Option<BackendId>,
-    /// Its step ended well and nothing of it runs: the next `ToolGap` decides about its pin.
-    between: bool,
-    /// The client announced the last step: no pin after it.
-    last_step: bool,
-}
-
-const _: () = assert!(
-    size_of::<Option<Program>>() <= 64,
-    "100,000 programs must stay within a few MB"
-);
-
-impl Program {
-    const fn new(seq: u64) -> Self {
-        Self {
-            seq,
-            gap: None,
-            fingerprint: 0,
-            prefix_tokens: 0,
-            in_flight: 0,
-            held: 0,
-            home: None,
-            between: false,
-            last_step: false,
-        }
-    }
-
-    fn shared(&self) -> Option<SharedPrefix> {
-        (self.prefix_tokens > 0).then(|| SharedPrefix {
-            fingerprint: self.fingerprint,
-            tokens: Tokens(self.prefix_tokens.into()),
-        })
-    }
-}
-
-/// Numbers for the snapshot.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    timed_out: u64,
-    oversize: u64,
-    relieved: u64,
-    untracked: u64,
-}
 
 /// The policy's state.
 #[derive(Debug)]
@@ -96,16 +53,20 @@ pub struct Continuum {
     config: Config,
     roster: Roster,
     ledger: Ledger,
+    eviction: Eviction,
     programs: Slots<Program>,
+    runs: Slots<Run>,
     next_seq: u64,
     /// Programs with a held request.
     holding: u32,
     pins: Pins,
     waiting: Waiting<Key>,
-    gaps: GapHistory,
+    /// Requests that were enqueued since the last decision.
+    newcomers: Vec<RequestId>,
+    estimates: Estimates,
     /// By backend: a senior request waits for it. Kept between calls for its allocation only.
     blocked: Vec<bool>,
-    counts: Counts,
+    notes: Notes,
 }
 
 impl Continuum {
@@ -115,62 +76,149 @@ impl Continuum {
         Self {
             roster: Roster::new(),
             ledger: Ledger::new(),
+            eviction: Eviction::default(),
             programs: Slots::new(),
+            runs: Slots::new(),
             next_seq: 0,
             holding: 0,
             pins: Pins::new(),
             waiting: Waiting::new(config.max_held, hold),
-            gaps: GapHistory::new(),
+            newcomers: Vec::new(),
+            estimates: Estimates::new(&config),
             blocked: Vec::new(),
-            counts: Counts::default(),
+            notes: Notes::default(),
             config,
         }
     }
 
-    fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
-        let Some(least) = self.roster.least_in_flight() else {
-            return out.reject(arrival.request, RejectReason::NoBackend);
-        };
-        let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
-        let Some(id) = tracked else {
-            self.counts.untracked += u64::from(arrival.program.is_some());
-            let anonymous = Arrival {
-                program: None,
-                ..arrival
-            };
-            return self.start(&anonymous, least, out);
-        };
-        self.note_arrival(now, id, &arrival);
-        // Most returns in time are first in the queue and fit: they need not enter it.
-        if self.leads(id)
-            && let Some(backend) = self.room_for(&arrival, id)
-        {
-            self.start(&arrival, backend, out);
-            return self.pump(out);
-        }
-        self.enqueue(now, id, arrival);
-        self.pump(out);
-        self.settle_newcomer(id, &arrival, out);
+    /// Keeps a [`Note`] of everything that happens from here on, without bound, for [`Self::take_notes`].
+    pub fn keep_notes(&mut self) {
+        self.notes.keep();
     }
 
-    /// Learns from an arrival: seniority, the gap that it ends, the prefix that it shows.
-    fn note_arrival(&mut self, now: Time, id: ProgramId, arrival: &Arrival) {
+    /// What happened since the last call, in order; nothing unless [`Self::keep_notes`] was called.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        self.notes.take()
+    }
+
+    /// Takes one event without deciding who runs next; an arrival stays undecided. For a caller that has several
+    /// events of one moment: [`Self::decide`] must follow the last of them, at the same `now`.
+    pub fn absorb(&mut self, now: Time, event: &Event, out: &mut Decisions) {
+        self.take_in(now, event, false, out);
+    }
+
+    /// Decides who runs next, and what becomes of the arrivals since the last call.
+    pub fn decide(&mut self, now: Time, out: &mut Decisions) {
+        self.pump(now, out);
+        self.time_out(now, out);
+        self.settle_newcomers(out);
+    }
+
+    /// The backend says that a program's context is gone from its cache, as vLLM's KV events do: its pin protects
+    /// nothing any more. Decide afterwards.
+    pub fn evicted(&mut self, id: ProgramId) {
+        if let Some(backend) = self.pinned_on(id) {
+            self.eviction.take(id, backend);
+        }
+        self.unpin(id, UnpinWhy::Evicted);
+    }
+
+    /// Learns a gap that was measured elsewhere, as if it had ended here.
+    pub fn remember_gap(&mut self, kind: GapKind, gap: Duration) {
+        self.estimates.gap_ended(&self.config, kind, gap);
+    }
+
+    /// The program's next arrival, which is due now, repeats a step that its backend failed, although the policy
+    /// has not seen the failure: it goes before everyone else.
+    pub fn expect_retry(&mut self, now: Time, id: ProgramId) {
+        if let Some(program) = self.enter(now, id) {
+            program.failed = true;
+        }
+    }
+
+    /// Takes one event; `alone` if it is the only one of its moment. Returns whether there is something to decide.
+    fn take_in(&mut self, now: Time, event: &Event, alone: bool, out: &mut Decisions) -> bool {
+        // A request that arrives in the moment of expiry still finds its room; a later one does not, however
+        // late the tick.
+        let late = self.expire(|expires| expires < now);
+        self.roster.observe(event);
+        let due = match *event {
+            Event::Arrive(arrival) => self.arrive(now, arrival, alone, out),
+            Event::Finish {
+                request,
+                outcome,
+                usage,
+            } => self.finish(now, request, (outcome, usage)),
+            Event::ToolGap { program, kind } => self.tool_gap(now, program, kind),
+            Event::Release { program } => self.release(program),
+            Event::BackendUp { .. } => true,
+            Event::BackendDown { backend } => self.lose(backend),
+            Event::Tick => {
+                self.expire(|expires| expires <= now);
+                true
+            }
+            Event::FirstToken { request } => self.first_token(now, request),
+            Event::Sample(_) => false,
+        };
+        due | late
+    }
+
+    fn arrive(&mut self, now: Time, arrival: Arrival, alone: bool, out: &mut Decisions) -> bool {
+        let Some(least) = self.roster.least_in_flight() else {
+            out.reject(arrival.request, RejectReason::NoBackend);
+            return false;
+        };
+        let Some(id) = arrival.program.filter(|id| id.0 < self.config.max_programs) else {
+            self.notes.counts.untracked += u64::from(arrival.program.is_some());
+            let leaving = Leaving::anonymous(now, arrival);
+            self.start(now, &leaving, (least, StartWhy::Fits), out);
+            return false;
+        };
+        let key = self.note_arrival(now, id, &arrival);
+        // Most returns in time are first in the queue and fit: they need not enter it.
+        if alone
+            && self.leads(key)
+            && let Some(start) = self.place_for(&arrival, id)
+        {
+            let leaving = Leaving {
+                arrival,
+                key: Some(key),
+                since: now,
+            };
+            self.start(now, &leaving, start, out);
+        } else {
+            self.enqueue(now, key, arrival);
+        }
+        true
+    }
+
+    /// The program, known from here on.
+    fn enter(&mut self, now: Time, id: ProgramId) -> Option<&mut Program> {
         if self.programs.get(id.index()).is_none() {
-            self.programs
-                .insert(id.index(), Program::new(self.next_seq));
+            let program = Program::new(now, self.next_seq);
+            self.programs.insert(id.index(), program);
             self.next_seq += 1;
         }
-        let Some(program) = self.programs.get_mut(id.index()) else {
-            return;
-        };
-        if let Some((began, kind)) = program.gap.take() {
-            self.gaps.observe(kind, now.since(began));
+        self.programs.get_mut(id.index())
+    }
+
+    /// Learns from an arrival: seniority, the gap that it ends, the prefix that it shows. Returns its place.
+    fn note_arrival(&mut self, now: Time, id: ProgramId, arrival: &Arrival) -> Key {
+        let mut gap = None;
+        let mut retry = false;
+        if let Some(program) = self.enter(now, id) {
+            gap = program.gap.take();
+            retry = std::mem::take(&mut program.failed);
+            if let Some(shared) = arrival.shared {
+                program.shares(shared);
+            }
         }
-        if let Some(shared) = arrival.shared {
-            program.fingerprint = shared.fingerprint;
-            program.prefix_tokens = u32::try_from(shared.tokens.0).unwrap_or(u32::MAX);
+        if let Some((began, kind)) = gap {
+            let gap = now.since(began);
+            self.estimates.gap_ended(&self.config, kind, gap);
         }
-        program.last_step |= arrival.last_step;
+        let key = self.key(id);
+        if retry { key.as_retry() } else { key }
     }
 
     fn finish(
@@ -178,58 +226,77 @@ impl Continuum {
         now: Time,
         request: RequestId,
         (outcome, usage): (Outcome, Option<Usage>),
-        out: &mut Decisions,
-    ) {
+    ) -> bool {
         if let Some(held) = self.waiting.remove(request) {
             if let Some(id) = held.arrival.program {
                 self.uncall(id);
             }
             self.expire(|expires| expires <= now);
-            return self.pump(out);
+            return true;
         }
         let Some(flight) = self.roster.finish(request) else {
-            return;
+            return false;
         };
+        let run = self.runs.remove(request.index());
         let ran = self.ledger.finish(request);
-        let context = usage.map(Usage::context).or(ran);
-        let pinned = flight.program.is_some_and(|id| {
-            let at = (id, flight.backend);
-            self.step_ended(now, at, outcome.is_success(), context)
-        });
+        let context = usage.map(Usage::context).or(ran).unwrap_or_default();
+        self.leave_behind(flight.program, flight.backend, context);
+        if let (Some(run), Some(usage)) = (run, usage) {
+            self.learn(flight.backend, run, usage);
+        }
+        let Some(id) = flight.program else {
+            return true;
+        };
+        let last = run.is_some_and(|run| run.last_step);
+        let kept = self.step_ended(id, outcome, last)
+            && self.keep_room(now, id, (flight.backend, context));
         // With a pin, the `ToolGap` that follows says whether it stays; who runs next is decided then, or at
         // the wakeup that is due at once.
-        if !pinned {
-            self.pump(out);
-        }
+        !kept
     }
 
-    /// A request of a program ended. Returns whether the program's room is kept: until this very moment, which the
-    /// `ToolGap` that comes with it may extend.
-    fn step_ended(
-        &mut self,
-        now: Time,
-        (id, backend): (ProgramId, BackendId),
-        success: bool,
-        context: Option<Tokens>,
-    ) -> bool {
+    /// A request of a program ended. Returns whether its tool gap may begin.
+    fn step_ended(&mut self, id: ProgramId, outcome: Outcome, last: bool) -> bool {
         let Some(program) = self.programs.get_mut(id.index()) else {
             return false;
         };
+        let success = outcome.is_success();
         program.in_flight = program.in_flight.saturating_sub(1);
-        program.between = success && program.in_flight == 0 && !program.last_step;
-        let (Some(tokens), true) = (context, program.between) else {
-            program.between = false;
-            self.unpin(id);
+        program.steps += u32::from(success);
+        program.failed |= outcome == Outcome::Failed;
+        program.between = success && program.in_flight == 0 && !last;
+        let why = match program.in_flight {
+            0 => NoPinWhy::Failed,
+            _ => NoPinWhy::SiblingRuns,
+        };
+        if program.between {
+            return true;
+        }
+        self.unpin(id, UnpinWhy::Dropped);
+        self.notes.add(if success && last {
+            Note::Ended { program: id }
+        } else {
+            Note::NotPinned { program: id, why }
+        });
+        false
+    }
+
+    /// Keeps the program's room until this very moment, which the `ToolGap` that comes with it may extend.
+    fn keep_room(
+        &mut self,
+        now: Time,
+        id: ProgramId,
+        (backend, tokens): (BackendId, Tokens),
+    ) -> bool {
+        let up = self.roster.get_up(backend).is_some();
+        let Some(program) = self.programs.get(id.index()).filter(|_| up) else {
             return false;
         };
-        if self.roster.get_up(backend).is_none() {
-            return false;
-        }
+        let who = (id, program.seq);
         let footprint = Footprint {
             tokens,
             shared: program.shared(),
         };
-        let who = (id, program.seq);
         self.pins
             .keep(&mut self.ledger, who, (backend, footprint), now);
         self.reclass(id);
@@ -237,42 +304,43 @@ impl Continuum {
     }
 
     /// The program's tool gap begins: its room is kept for the time-to-live of this kind of gap.
-    fn tool_gap(&mut self, now: Time, id: ProgramId, kind: GapKind, out: &mut Decisions) {
-        let ttl_s = self.ttl_s(kind);
+    fn tool_gap(&mut self, now: Time, id: ProgramId, kind: GapKind) -> bool {
         let Some(program) = self.programs.get_mut(id.index()) else {
-            return;
+            return false;
         };
         if !std::mem::take(&mut program.between) {
-            return;
+            return false;
         }
         if program.held == 0 {
             program.gap = Some((now, kind));
         }
-        if ttl_s > self.config.min_pin_s {
-            self.pins.extend(id, now + settings::duration(ttl_s));
-        } else {
-            self.unpin(id);
-        }
-        self.pump(out);
+        let Some(tokens) = self.pins.tokens(id) else {
+            return true;
+        };
+        let ttl_s = self.estimates.ttl_s(&self.config, kind, tokens);
+        let Some(ttl_s) = ttl_s else {
+            self.unpin(id, UnpinWhy::Ttl);
+            let why = NoPinWhy::NoTtl;
+            self.notes.add(Note::NotPinned { program: id, why });
+            return true;
+        };
+        let until = now + settings::duration(ttl_s);
+        self.pins.confirm(id, until);
+        self.notes.add(Note::Pinned {
+            program: id,
+            tokens,
+            until,
+        });
+        true
     }
 
-    /// The time-to-live after a gap of `kind` began, in seconds. An unknown kind counts as fast.
-    fn ttl_s(&self, kind: GapKind) -> f64 {
-        match self.config.ttl_mode {
-            TtlMode::Fixed => {
-                let slow = self
-                    .gaps
-                    .mean_s(kind)
-                    .is_some_and(|mean| mean > self.config.slow_tool_s);
-                if slow { 0.0 } else { self.config.ttl_fixed_s }
-            }
+    fn release(&mut self, id: ProgramId) -> bool {
+        self.unpin(id, UnpinWhy::Release);
+        self.eviction.orphan(id);
+        if let Some(program) = self.programs.remove(id.index()) {
+            self.estimates.foresight.observe(program.steps);
         }
-    }
-
-    fn release(&mut self, id: ProgramId, out: &mut Decisions) {
-        self.unpin(id);
-        self.programs.remove(id.index());
-        self.pump(out);
+        true
     }
 
     /// Drops the pins whose time is over; returns whether there were any.
@@ -281,67 +349,59 @@ impl Continuum {
         while let Some((expires, id)) = self.pins.next_expiry()
             && over(expires)
         {
-            self.unpin(id);
+            self.unpin(id, UnpinWhy::Ttl);
             any = true;
         }
         any
     }
 
     /// A backend is gone, and every context on it.
-    fn lose(&mut self, backend: BackendId) {
+    fn lose(&mut self, backend: BackendId) -> bool {
         while let Some(id) = self.youngest_pin(backend, None) {
-            self.unpin(id);
+            self.unpin(id, UnpinWhy::Dropped);
         }
+        self.eviction.clear(backend);
+        true
     }
 
-    /// The bound on holding: sends what has waited long enough, or refuses it when no backend is up.
-    fn time_out(&mut self, now: Time, out: &mut Decisions) {
-        while let Some(request) = self.waiting.expired(now) {
-            let Some(held) = self.waiting.remove(request) else {
-                return;
-            };
-            self.counts.timed_out += 1;
-            let Some(id) = held.arrival.program else {
-                return;
-            };
-            self.uncall(id);
-            match self.best_backend(id, |_| true) {
-                Some(backend) => self.start(&held.arrival, backend, out),
-                None => out.reject(request, RejectReason::NoBackend),
-            }
+    /// A prefill is over. It teaches what a reload costs, unless it queued inside the backend.
+    fn first_token(&mut self, now: Time, request: RequestId) -> bool {
+        let flight = self.roster.flight(request);
+        let backend = flight.and_then(|flight| self.roster.get_up(flight.backend));
+        let calm = backend.is_some_and(|b| b.sample.is_none_or(|sample| sample.waiting == 0));
+        if let Some(run) = self.runs.get_mut(request.index())
+            && calm
+            && run.prefill.is_none()
+        {
+            run.prefill = Some(now.since(run.admitted));
+        }
+        false
+    }
+
+    /// Learns from what the cache served: what a reload costs, and whether a pin was in vain.
+    fn learn(&mut self, backend: BackendId, run: Run, usage: Usage) {
+        let Some(cached) = usage.cached else {
+            return;
+        };
+        if let Some(prefill) = run.prefill {
+            let uncached = usage.prompt - cached;
+            self.estimates
+                .reload
+                .observe(uncached, prefill.as_secs_f64());
+        }
+        let Some((expected, stamp)) = run.pinned else {
+            return;
+        };
+        if cached.0 < expected.0 / 2 {
+            self.lost_in_spite(backend, stamp);
         }
     }
 }
 
 impl Policy for Continuum {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
-        // A request that arrives in the moment of expiry still finds its room; a later one does not, however
-        // late the tick.
-        let late = self.expire(|expires| expires < now);
-        self.roster.observe(event);
-        match *event {
-            Event::Arrive(arrival) => self.arrive(now, arrival, out),
-            Event::Finish {
-                request,
-                outcome,
-                usage,
-            } => self.finish(now, request, (outcome, usage), out),
-            Event::ToolGap { program, kind } => self.tool_gap(now, program, kind, out),
-            Event::Release { program } => self.release(program, out),
-            Event::BackendUp { .. } => self.pump(out),
-            Event::BackendDown { backend } => {
-                self.lose(backend);
-                self.pump(out);
-            }
-            Event::Tick => {
-                self.expire(|expires| expires <= now);
-                self.time_out(now, out);
-                self.pump(out);
-            }
-            Event::FirstToken { .. } | Event::Sample(_) => {}
-        }
-        if late {
-            self.pump(out);
+        if self.take_in(now, event, true, out) {
+            self.decide(now, out);
         }
     }
 
@@ -357,6 +417,7 @@ impl Policy for Continuum {
     fn snapshot(&self) -> PolicySnapshot {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let float = |n: u64| Tokens(n).as_f64();
+        let counts = self.notes.counts;
         PolicySnapshot {
             policy: NAME,
             held: count(self.waiting.len()),
@@ -367,10 +428,21 @@ impl Policy for Continuum {
                 ("max_held", self.config.max_held.into()),
                 ("hold_timeout_s", self.config.hold_timeout_s),
                 ("pins", count(self.pins.len()).into()),
-                ("timed_out", float(self.counts.timed_out)),
-                ("oversize", float(self.counts.oversize)),
-                ("relieved", float(self.counts.relieved)),
-                ("untracked", float(self.counts.untracked)),
+                ("pinned", float(counts.pinned)),
+                ("pin_handed_off", float(counts.handed_off)),
+                ("pin_lost", float(counts.lost)),
+                ("pin_ttl", float(counts.ttl)),
+                ("pin_pressure", float(counts.pressure)),
+                ("pin_released", float(counts.released)),
+                ("pin_evicted", float(counts.evicted)),
+                ("pin_dropped", float(counts.dropped)),
+                ("pin_overwritten", float(counts.overwritten)),
+                ("lru_guarded", float(counts.guarded)),
+                ("timed_out", float(counts.timed_out)),
+                ("oversize", float(counts.oversize)),
+                ("untracked", float(counts.untracked)),
+                ("queue_delay_s", self.estimates.delay_s(&self.config)),
+                ("foresight", self.estimates.foresight(&self.config)),
             ],
         }
     }

@@ -8,13 +8,18 @@ use std::collections::BinaryHeap;
 
 use crate::policy::ledger::{Footprint, Ledger};
 use crate::policy::slots::Slots;
-use crate::policy::{BackendId, ProgramId, Time};
+use crate::policy::{BackendId, ProgramId, Time, Tokens};
 
+/// One program's pin.
 #[derive(Clone, Copy, Debug)]
-struct Pin {
+pub(super) struct Pin {
     expires: Time,
+    /// The whole context that it keeps.
+    pub(super) tokens: Tokens,
     /// A request of the program waits.
     called: bool,
+    /// Its time-to-live is known; until then it only bridges the moment between a step's end and its tool gap.
+    pub(super) confirmed: bool,
 }
 
 /// All pins. The footprints live in the ledger that each call is given.
@@ -38,7 +43,11 @@ impl Pins {
         self.pins.len()
     }
 
-    /// Keeps `footprint` on `backend` until `expires`.
+    pub(super) fn contains(&self, id: ProgramId) -> bool {
+        self.pins.get(id.index()).is_some()
+    }
+
+    /// Keeps `footprint` on `backend` until `expires`, unconfirmed.
     pub(super) fn keep(
         &mut self,
         ledger: &mut Ledger,
@@ -50,30 +59,36 @@ impl Pins {
         ledger.park(id, backend, footprint, seq);
         let pin = Pin {
             expires,
+            tokens: footprint.tokens,
             called: false,
+            confirmed: false,
         };
         self.pins.insert(id.index(), pin);
         self.expiries.push(Reverse((expires, id)));
     }
 
-    /// Gives the program's room up; returns whether there was any.
-    pub(super) fn drop(&mut self, ledger: &mut Ledger, id: ProgramId) -> bool {
-        if self.pins.remove(id.index()).is_none() {
-            return false;
-        }
+    /// Gives the program's room up; returns the pin that there was.
+    pub(super) fn drop(&mut self, ledger: &mut Ledger, id: ProgramId) -> Option<Pin> {
+        let pin = self.pins.remove(id.index())?;
         ledger.unpark(id);
         self.tidy();
-        true
+        Some(pin)
     }
 
-    /// Moves the expiry of a pin.
-    pub(super) fn extend(&mut self, id: ProgramId, expires: Time) {
-        let Some(pin) = self.pins.get_mut(id.index()) else {
-            return;
-        };
+    /// Confirms a pin until `expires`; returns the tokens that it keeps.
+    pub(super) fn confirm(&mut self, id: ProgramId, expires: Time) -> Option<Tokens> {
+        let pin = self.pins.get_mut(id.index())?;
         pin.expires = expires;
+        pin.confirmed = true;
+        let tokens = pin.tokens;
         self.expiries.push(Reverse((expires, id)));
         self.tidy();
+        Some(tokens)
+    }
+
+    /// Tokens that the program's pin keeps.
+    pub(super) fn tokens(&self, id: ProgramId) -> Option<Tokens> {
+        self.pins.get(id.index()).map(|pin| pin.tokens)
     }
 
     /// Says whether a request of the program waits: then its pin does not expire.

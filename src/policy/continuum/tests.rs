@@ -1,6 +1,6 @@
 //! Stories of one program keeping its room while others want it. One backend of 1,000 usable tokens.
 
-use super::super::{Decision, HoldReason, ToolId};
+use super::super::{Decision, HoldReason, SharedPrefix, ToolId};
 use super::*;
 
 const B: BackendId = BackendId(0);
@@ -23,6 +23,7 @@ impl Scene {
         config.headroom = 0.0;
         config.out_reserve_tokens = 0;
         config.block_tokens = 0;
+        config.lru_guard = false;
         let policy = Continuum::new(config);
         let mut scene = Self {
             policy,
@@ -104,6 +105,17 @@ impl Scene {
             program: ProgramId(program),
         });
         self
+    }
+
+    /// Decisions since the last look, in order, their priorities left out.
+    fn decided(&mut self) -> Vec<Decision> {
+        let mut decisions: Vec<_> = self.out.drain().collect();
+        for decision in &mut decisions {
+            if let Decision::Admit { priority, .. } = decision {
+                *priority = None;
+            }
+        }
+        decisions
     }
 
     /// Requests admitted since the last look, in order.
@@ -276,14 +288,14 @@ fn a_full_queue_refuses_the_newcomer_but_not_a_return_that_fits() {
     });
     scene.arrive(0, 100).arrive(1, 600).at(2.0).finish(1, 600);
     scene.arrive(2, 500).arrive(3, 500).arrive(1, 650);
-    let last = scene.out.as_slice().iter().rev().take(3);
-    let last: Vec<_> = last.copied().collect();
+    let last: Vec<_> = scene.decided().into_iter().rev().take(3).collect();
     assert_eq!(
         last,
         [
             Decision::Admit {
                 request: RequestId(1),
-                backend: B
+                backend: B,
+                priority: None,
             },
             Decision::Reject {
                 request: RequestId(3),
@@ -305,7 +317,7 @@ fn a_program_past_the_bound_passes_unscheduled() {
     });
     scene.arrive(0, 900).arrive(1, 900).arrive(2, 900);
     assert_eq!(scene.admitted(), [0, 2]);
-    assert_eq!(scene.policy.counts.untracked, 1);
+    assert_eq!(scene.policy.notes.counts.untracked, 1);
 }
 
 #[test]
@@ -315,10 +327,11 @@ fn programs_spread_by_room_and_return_home() {
     scene.up(other);
     scene.arrive(1, 700).arrive(2, 200).finish(2, 200);
     scene.at(1.0).arrive(3, 300).arrive(2, 250);
-    let backends: Vec<_> = scene.out.drain().collect();
+    let backends = scene.decided();
     let on = |request, backend| Decision::Admit {
         request: RequestId(request),
         backend,
+        priority: None,
     };
     assert_eq!(
         backends,
@@ -338,10 +351,11 @@ fn equal_room_goes_to_the_lowest_id_and_a_return_finds_its_pin() {
         .at(1.5)
         .arrive(2, 900)
         .arrive(5, 400);
-    let backends: Vec<_> = scene.out.drain().collect();
+    let backends = scene.decided();
     let on = |request, backend| Decision::Admit {
         request: RequestId(request),
         backend,
+        priority: None,
     };
     let last = Decision::Hold {
         request: RequestId(5),
@@ -392,4 +406,149 @@ fn a_request_without_a_program_is_never_held() {
     let mut scene = Scene::new();
     scene.arrive(1, 900).arrive_as(2, None, 900);
     assert_eq!(scene.admitted(), [1, 2]);
+}
+
+/// Where vLLM's own queue was told to put the last admitted request: class, and milliseconds.
+fn rank(scene: &mut Scene) -> (i64, i64) {
+    let last = scene.out.drain().next_back();
+    let Some(Decision::Admit {
+        priority: Some(priority),
+        ..
+    }) = last
+    else {
+        panic!("no ranked admission: {last:?}");
+    };
+    (priority >> 40, priority & ((1 << 40) - 1))
+}
+
+#[test]
+fn an_admission_ranks_retries_then_pinned_returns_then_others_by_first_arrival() {
+    let mut scene = Scene::new();
+    scene.at(1.5).arrive(1, 100);
+    assert_eq!(rank(&mut scene), (2, 1500));
+    scene.at(2.0).finish(1, 100).at(3.0).arrive(1, 150);
+    assert_eq!(rank(&mut scene), (1, 1500));
+    scene.at(4.0).end(1, 150, Outcome::Failed).arrive(1, 150);
+    assert_eq!(rank(&mut scene), (0, 1500));
+    scene.finish(1, 150).at(90.0).arrive(1, 200);
+    assert_eq!(rank(&mut scene), (2, 1500), "its pin has expired");
+}
+
+#[test]
+fn a_step_that_its_backend_failed_goes_before_a_pinned_return() {
+    let mut scene = Scene::new();
+    scene.arrive(0, 300).arrive(1, 600).at(2.0).finish(1, 600);
+    scene.arrive(2, 100).end(2, 100, Outcome::Failed);
+    scene.arrive(1, 800).arrive(2, 200);
+    assert_eq!(scene.admitted(), [0, 1, 2]);
+    scene.release(0, 300);
+    assert_eq!(scene.admitted(), [2, 1]);
+}
+
+#[test]
+fn the_guard_holds_back_what_would_overwrite_a_pinned_context() {
+    for (lru_guard, admitted) in [(false, vec![3]), (true, vec![])] {
+        let mut scene = Scene::new();
+        scene.policy.config.lru_guard = lru_guard;
+        scene.arrive(0, 50).arrive(1, 400).at(1.0).finish(1, 400);
+        scene.arrive(2, 450).at(1.3).end(2, 450, Outcome::Failed);
+        scene.admitted();
+        scene.at(1.5).arrive(3, 500);
+        assert_eq!(scene.admitted(), admitted);
+        assert_eq!(scene.policy.notes.counts.guarded, u64::from(lru_guard));
+        let overwritten = scene.policy.notes.counts.overwritten;
+        assert_eq!(overwritten, u64::from(!lru_guard));
+    }
+}
+
+#[test]
+fn a_return_that_missed_its_pinned_context_takes_the_older_pins_with_it() {
+    let mut scene = Scene::new();
+    scene
+        .arrive(0, 50)
+        .arrive(1, 200)
+        .arrive(2, 200)
+        .arrive(3, 200);
+    scene.at(1.0).finish(1, 200).finish(2, 200).finish(3, 200);
+    scene.at(1.5).arrive(2, 250);
+    scene.tell(&Event::Finish {
+        request: RequestId(2),
+        outcome: Outcome::Stop,
+        usage: Some(Usage {
+            prompt: Tokens(250),
+            cached: Some(Tokens(16)),
+            output: Tokens::ZERO,
+        }),
+    });
+    assert_eq!(
+        scene.policy.pinned_on(ProgramId(1)),
+        None,
+        "idle for longer"
+    );
+    assert_eq!(scene.policy.pinned_on(ProgramId(3)), Some(B));
+    assert_eq!(scene.policy.notes.counts.lost, 1);
+}
+
+#[test]
+fn what_the_cache_did_not_serve_teaches_the_cost_of_a_reload() {
+    let mut scene = Scene::new();
+    for step in 0..64_u32 {
+        let uncached = u64::from(step % 8) * 100;
+        scene.at(f64::from(step)).arrive(1, 800);
+        scene.at(f64::from(step) + 0.1 + 0.0001 * Tokens(uncached).as_f64());
+        scene.tell(&Event::FirstToken {
+            request: RequestId(1),
+        });
+        scene.tell(&Event::Finish {
+            request: RequestId(1),
+            outcome: Outcome::Failed,
+            usage: Some(Usage {
+                prompt: Tokens(800),
+                cached: Some(Tokens(800 - uncached)),
+                output: Tokens::ZERO,
+            }),
+        });
+    }
+    let cost = scene.policy.estimates.reload.estimate_s(Tokens(10_000));
+    assert!((cost - 1.1).abs() < 1e-3, "{cost}");
+}
+
+#[test]
+fn a_gap_longer_than_an_hour_and_a_program_that_never_returns_teach_nothing() {
+    let mut scene = Scene::new();
+    scene
+        .arrive(1, 100)
+        .finish(1, 100)
+        .at(3601.0)
+        .arrive(1, 100);
+    scene.arrive(2, 100).finish(2, 100).at(4000.0);
+    scene.tell(&Event::Release {
+        program: ProgramId(2),
+    });
+    assert!(scene.policy.estimates.gaps.is_empty());
+}
+
+#[test]
+fn a_lost_context_teaches_how_long_its_program_queued() {
+    let mut scene = Scene::new();
+    scene.arrive(1, 100).finish(1, 100).at(10.0).arrive(0, 950);
+    scene.at(11.0).arrive(1, 100).at(17.0).release(0, 950);
+    assert_eq!(scene.admitted(), [1, 0, 1]);
+    let delay = scene.policy.estimates.delay.mean_s();
+    assert!((delay - 6.0).abs() < 1e-9, "{delay}");
+}
+
+#[test]
+fn a_limit_of_requests_holds_what_would_fit() {
+    let mut scene = Scene::with(Config {
+        max_in_flight: Some(1),
+        ..Config::default()
+    });
+    scene.arrive(1, 10).arrive(2, 10);
+    let last = scene.out.as_slice().last().copied();
+    let held = Decision::Hold {
+        request: RequestId(2),
+        reason: HoldReason::ConcurrencyLimit,
+    };
+    assert_eq!(last, Some(held));
 }

@@ -130,6 +130,7 @@ const fn admit(request: u32, backend: BackendId) -> Decision {
     Decision::Admit {
         request: RequestId(request),
         backend,
+        priority: None,
     }
 }
 

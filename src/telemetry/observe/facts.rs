@@ -4,6 +4,7 @@
 //! Anthropic Messages (`content`, `content_block`), each streamed and whole.
 
 use super::json::{Event, Key};
+use super::tools::Calls;
 use crate::policy::{Outcome, Tokens, Usage};
 
 /// The tool name given when a response makes several calls.
@@ -62,7 +63,8 @@ pub struct ResponseFacts {
     pub usage: Option<Usage>,
     /// Why the model stopped; with several choices the last one's reason, a failure before all others.
     pub finish: Option<Finish>,
-    /// The tool called, [`MULTI_TOOL`] for several calls, `None` for text. At most 128 bytes of the name.
+    /// The tool called, [`MULTI_TOOL`] for several calls, `None` for text. At most 128 bytes of the name. Where the
+    /// API's own fields name none, a call written into the text counts, and an expert goes by its own name.
     pub tool: Option<String>,
     /// Something that the model generated has passed; a chunk with nothing but a role is not that.
     pub content_seen: bool,
@@ -96,6 +98,8 @@ pub(super) struct Collector {
     pub(super) facts: ResponseFacts,
     usage: UsageParts,
     call: CallParts,
+    /// Calls in the answer's text.
+    calls: Calls,
     text: TextParts,
 }
 
@@ -150,7 +154,8 @@ struct CallParts {
     index: Option<u64>,
     /// Position of the entry in its array, for dialects that give no index.
     position: u64,
-    /// Index of the call whose name is in `facts.tool`.
+    /// The first call's name, as it was told, and its index.
+    told: Option<String>,
     first: Option<u64>,
 }
 
@@ -158,6 +163,7 @@ impl Collector {
     /// Starts another JSON text of the same response.
     pub(super) fn next_text(&mut self) {
         self.text = TextParts::default();
+        self.calls.next_text();
     }
 
     /// The text being read is the extra chunk of `stream_options.include_usage`: a usage report, no choices.
@@ -174,6 +180,8 @@ impl Collector {
         match event {
             Event::Open => self.on_open(path),
             Event::Close => self.on_close(path),
+            Event::Piece(bytes) => self.on_piece(path, bytes),
+            Event::Escaped(byte) => self.on_escaped(path, byte),
             Event::String(text) => self.on_string(path, text),
             Event::Word(word) => self.on_word(path, word),
         }
@@ -212,6 +220,45 @@ impl Collector {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Whether the frame has to be read for the tool that it may call.
+    pub(super) fn needs(&self, frame: &[u8]) -> bool {
+        self.calls.needs(frame)
+    }
+
+    fn on_piece(&mut self, path: &[Key], bytes: &[u8]) {
+        let Some(text) = Text::at(path) else {
+            return;
+        };
+        let (rest, char) = self.calls.hex(bytes);
+        if let Some(char) = char {
+            self.read(text, char.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+        self.read(text, rest);
+    }
+
+    fn on_escaped(&mut self, path: &[Key], byte: u8) {
+        if let Some(text) = Text::at(path)
+            && let Some(byte) = self.calls.unescape(byte)
+        {
+            self.read(text, &[byte]);
+        }
+    }
+
+    fn read(&mut self, text: Text, bytes: &[u8]) {
+        match text {
+            Text::Answer => {
+                if self.calls.text(bytes) {
+                    self.facts.tool = self.calls.tool();
+                }
+            }
+            Text::Arguments => {
+                if let Some(expert) = self.calls.arguments(bytes) {
+                    self.facts.tool = Some(expert);
+                }
+            }
         }
     }
 
@@ -319,15 +366,51 @@ impl Collector {
 
     /// Notes a call. The same name under the same index is the same call told again, as some servers do.
     fn called(&mut self, name: String, index: Option<u64>) {
-        match &self.facts.tool {
+        match &self.call.told {
             None => {
-                self.facts.tool = Some(name);
+                let expert = self.calls.told(&name);
+                self.facts.tool = Some(expert.unwrap_or_else(|| name.clone()));
+                self.call.told = Some(name);
                 self.call.first = index;
             }
             Some(first) if *first != name || self.call.first != index => {
+                self.calls.told(MULTI_TOOL);
                 self.facts.tool = Some(MULTI_TOOL.to_owned());
             }
             Some(_) => {}
+        }
+    }
+}
+
+/// Strings whose whole text is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Text {
+    /// What the model says to its caller.
+    Answer,
+    /// The arguments of a call, JSON in a string.
+    Arguments,
+}
+
+impl Text {
+    const fn at(path: &[Key]) -> Option<Self> {
+        match path {
+            [Key::Choices, Key::Item, Key::Text]
+            | [
+                Key::Choices,
+                Key::Item,
+                Key::Delta | Key::Message,
+                Key::Content,
+            ] => Some(Self::Answer),
+            [
+                Key::Choices,
+                Key::Item,
+                Key::Delta | Key::Message,
+                Key::ToolCalls,
+                Key::Item,
+                Key::Function,
+                Key::Arguments,
+            ] => Some(Self::Arguments),
+            _ => None,
         }
     }
 }
@@ -381,7 +464,7 @@ fn number(word: &[u8]) -> Option<u64> {
 }
 
 /// The text of a JSON string's inside; as it stands where it is cut or malformed.
-fn unescaped(raw: &[u8]) -> String {
+pub(super) fn unescaped(raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
     if !raw.contains(&b'\\') {
         return text.into_owned();

@@ -42,9 +42,13 @@ impl FrameReader {
     }
 
     /// Reads the last bytes of a frame. A whole frame after the first content is only read when it holds a key
-    /// of interest.
+    /// of interest, or text that may be a call.
     pub(super) fn read_to_end(&mut self, bytes: &[u8]) {
-        if self.at_start && self.facts().content_seen && is_ordinary(bytes) {
+        if self.at_start
+            && self.facts().content_seen
+            && is_ordinary(bytes)
+            && !self.collector.needs(bytes)
+        {
             return;
         }
         self.read(bytes);

@@ -27,6 +27,7 @@ pub(super) enum Key {
     ContentBlock,
     Delta,
     Error,
+    Expert,
     FinishReason,
     Function,
     FunctionCall,
@@ -39,6 +40,7 @@ pub(super) enum Key {
     Output,
     OutputItem,
     OutputTokens,
+    Parameters,
     PartialJson,
     PromptTokens,
     PromptTokensDetails,
@@ -68,6 +70,7 @@ impl Key {
             b"content_block" => Self::ContentBlock,
             b"delta" => Self::Delta,
             b"error" => Self::Error,
+            b"expert" => Self::Expert,
             b"finish_reason" => Self::FinishReason,
             b"function" => Self::Function,
             b"function_call" => Self::FunctionCall,
@@ -80,6 +83,7 @@ impl Key {
             b"object" => Self::Object,
             b"output" => Self::Output,
             b"output_tokens" => Self::OutputTokens,
+            b"parameters" => Self::Parameters,
             b"partial_json" => Self::PartialJson,
             b"prompt_tokens" => Self::PromptTokens,
             b"prompt_tokens_details" => Self::PromptTokensDetails,
@@ -106,6 +110,11 @@ pub(super) enum Event<'a> {
     Open,
     /// `}` or `]`; the path is that of the value that closed.
     Close,
+    /// The next bytes of a string, all of them, without the backslashes of its escapes. Pieces come before the
+    /// [`Self::String`] that they make.
+    Piece(&'a [u8]),
+    /// The byte after a backslash of a string.
+    Escaped(u8),
     /// A string: the text between its quotes, escapes as they stand, at most [`TOKEN_LIMIT`] bytes of it.
     String(&'a [u8]),
     /// A number, `true`, `false`, `null`, or another bare word.
@@ -169,6 +178,7 @@ impl Walker {
                 State::Text => at = self.text(text, at, sink),
                 State::Escape => {
                     self.keep(&[byte]);
+                    self.emit_part(Event::Escaped(byte), sink);
                     self.state = State::Text;
                     at += 1;
                 }
@@ -205,7 +215,11 @@ impl Walker {
     fn text(&mut self, text: &[u8], at: usize, sink: &mut impl FnMut(&[Key], Event<'_>)) -> usize {
         let rest = &text[at..];
         let stop = memchr::memchr2(b'"', b'\\', rest);
-        self.keep(&rest[..stop.unwrap_or(rest.len())]);
+        let piece = &rest[..stop.unwrap_or(rest.len())];
+        self.keep(piece);
+        if !piece.is_empty() {
+            self.emit_part(Event::Piece(piece), sink);
+        }
         let Some(stop) = stop else {
             return text.len();
         };
@@ -252,6 +266,13 @@ impl Walker {
     fn emit(&self, event: Event<'_>, sink: &mut impl FnMut(&[Key], Event<'_>)) {
         if self.deeper == 0 {
             sink(&self.path[..self.depth], event);
+        }
+    }
+
+    /// Emits a part of a string, unless that is a key.
+    fn emit_part(&self, event: Event<'_>, sink: &mut impl FnMut(&[Key], Event<'_>)) {
+        if !self.key_next {
+            self.emit(event, sink);
         }
     }
 

@@ -2,13 +2,14 @@
 //! a whole JSON body.
 //!
 //! Neither keeps the body, changes a byte of it, or builds a value from it. `facts` says at which path each
-//! fact stands, `json` walks the text, `frame` takes JSON out of SSE. What is done with the facts is the
+//! fact stands, `tools` finds calls in the answer's text, `json` walks the text, `frame` takes JSON out of SSE. What is done with the facts is the
 //! proxy's business.
 
 mod facts;
 mod frame;
 mod hide_usage;
 mod json;
+mod tools;
 
 use bytes::Bytes;
 

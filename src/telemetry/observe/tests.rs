@@ -405,7 +405,7 @@ fn a_usage_frame_without_its_blank_line_stays_hidden() {
 
 #[test]
 fn a_body_observer_is_small_whatever_the_body() {
-    assert!(size_of::<BodyObserver>() <= 512);
+    assert!(size_of::<BodyObserver>() <= 640);
     let mut observer = BodyObserver::new();
     observer.push(b"{\"choices\":[{\"message\":{\"content\":\"");
     for _ in 0..1000 {
@@ -433,6 +433,78 @@ fn an_escaped_tool_name_is_read_as_the_client_reads_it() {
         br#"{"choices":[{"message":{"tool_calls":[{"function":{"arguments":"{}","name":"caf\u00e9 \"x\""}}]}}]}"#,
     );
     assert_eq!(facts.tool.as_deref(), Some("café \"x\""));
+}
+
+/// A chat stream of these deltas, each the inside of a JSON object.
+fn stream_of<T: AsRef<str>>(deltas: impl IntoIterator<Item = T>) -> String {
+    let frame = |stream: String, delta: T| {
+        let delta = delta.as_ref();
+        stream + &format!("data: {{\"choices\":[{{\"delta\":{{{delta}}}}}]}}\n\n")
+    };
+    deltas.into_iter().fold(String::new(), frame)
+}
+
+#[test]
+fn a_call_written_into_the_text_is_found_however_the_tokens_fall() {
+    for (texts, tool) in [
+        (
+            &[
+                "Hm. ",
+                "<",
+                "tool_call",
+                ">\\n{",
+                r#"\"name\": \"g"#,
+                r#"rep\", \"arguments\": {}}"#,
+            ][..],
+            Some("grep"),
+        ),
+        (
+            &["{", r#"\"name\":\"ls\",\"parameters\":{}"#, "}"],
+            Some("ls"),
+        ),
+        (&["Look:\\n``", "`bash\\n", "cat x | wc"], Some("cat")),
+        (&["a ", "< b and ", "`code`", " and so on"], None),
+    ] {
+        let content = |text: &&str| format!("\"content\":\"{text}\"");
+        let stream = stream_of(texts.iter().map(content));
+        let facts = facts_of(stream.as_bytes());
+        assert_eq!(facts.tool.as_deref(), tool, "{stream}");
+        let body = format!(
+            r#"{{"choices":[{{"message":{{"content":"{}"}}}}]}}"#,
+            texts.concat()
+        );
+        assert_eq!(
+            facts_of_body(body.as_bytes()).tool.as_deref(),
+            tool,
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn an_expert_called_through_the_api_is_known_by_its_own_name() {
+    let name = r#"{"index":0,"function":{"name":"call_expert","arguments":""}}"#;
+    let piece = |text: &str| format!(r#"{{"index":0,"function":{{"arguments":"{text}"}}}}"#);
+    let calls = [
+        name.to_owned(),
+        piece(r#"{\"exp"#),
+        piece(r#"ert\": \"expert-3\"}"#),
+    ];
+    let stream = stream_of(calls.map(|call| format!("\"tool_calls\":[{call}]")));
+    assert_eq!(
+        facts_of(stream.as_bytes()).tool.as_deref(),
+        Some("expert-3")
+    );
+    for function in [
+        r#""name":"call_expert","arguments":"{\"expert\":\"expert-3\"}""#,
+        r#""arguments":"{\"expert\":\"expert-3\"}","name":"call_expert""#,
+    ] {
+        let body = format!(
+            r#"{{"choices":[{{"message":{{"content":"<tool_call>{{}}","tool_calls":[{{"function":{{{function}}}}}]}}}}]}}"#
+        );
+        let tool = facts_of_body(body.as_bytes()).tool;
+        assert_eq!(tool.as_deref(), Some("expert-3"), "{body}");
+    }
 }
 
 /// `bytes` cut at `cuts`, which are taken modulo its length.
@@ -463,7 +535,7 @@ fn single_bytes_tell_the_same_as_the_whole() {
 }
 
 /// Frames of every kind, without their blank line, and whether they are to be hidden.
-const KINDS: [(&str, bool); 18] = [
+const KINDS: [(&str, bool); 26] = [
     (
         r#"data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
         false,
@@ -490,6 +562,35 @@ const KINDS: [(&str, bool); 18] = [
     ),
     (
         r#"data: {"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"name":"f"}}]}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"content":" <tool"}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"content":"_call>"}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"content":"<tool_call>\n{\"name\": \"ls"}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"content":"{\"name\":\"f\u00e9\",\"parameters\":{"}}]}"#,
+        false,
+    ),
+    (r#"data: {"choices":[{"delta":{"content":"\"}}"}}]}"#, false),
+    (
+        r#"data: {"choices":[{"delta":{"content":"```bash\nls"}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":"call_expert","arguments":""}}]}}]}"#,
+        false,
+    ),
+    (
+        r#"data: {"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"expert\":\"expert-1\"}"}}]}}]}"#,
         false,
     ),
     (r#"data: {"error":{"message":"m","code":500}}"#, false),

@@ -1,10 +1,6 @@
-//! Pure estimators that policies and the proxy share: prompt lengths before the backend reports them, and tool
-//! gaps by kind.
+//! Prompt lengths before the backend reports them.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
-
-use super::{GapKind, Tokens, ToolId};
+use crate::policy::Tokens;
 
 /// A program's last request, as far as it helps to estimate the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,61 +113,6 @@ impl CharsPerToken {
     }
 }
 
-/// The last gaps of one kind.
-#[derive(Clone, Debug, Default)]
-struct Ring {
-    /// Seconds, oldest first.
-    gaps: VecDeque<f64>,
-    sum: f64,
-}
-
-/// How long tool gaps of each kind were: finish of a step to the program's next arrival.
-///
-/// Bounded twice: the oldest gap of a full ring is dropped, and kinds past the bound share one ring.
-#[derive(Clone, Debug, Default)]
-pub struct GapHistory {
-    rings: BTreeMap<GapKind, Ring>,
-}
-
-impl GapHistory {
-    /// Gaps kept per kind.
-    pub const RING: usize = 1024;
-    /// Kinds kept apart; further tools count as [`ToolId::OTHER`].
-    pub const KINDS: usize = 1024;
-
-    /// An empty history.
-    pub const fn new() -> Self {
-        Self {
-            rings: BTreeMap::new(),
-        }
-    }
-
-    /// Adds one gap of `kind`.
-    pub fn observe(&mut self, kind: GapKind, gap: Duration) {
-        let kind = self.fold(kind);
-        let ring = self.rings.entry(kind).or_default();
-        if ring.gaps.len() == Self::RING {
-            ring.sum -= ring.gaps.pop_front().unwrap_or_default();
-        }
-        ring.gaps.push_back(gap.as_secs_f64());
-        ring.sum += gap.as_secs_f64();
-    }
-
-    /// The mean gap of `kind` in seconds; `None` when none was seen.
-    #[expect(clippy::cast_precision_loss, reason = "a ring's length is small")]
-    pub fn mean_s(&self, kind: GapKind) -> Option<f64> {
-        let ring = self.rings.get(&self.fold(kind))?;
-        Some(ring.sum / ring.gaps.len() as f64)
-    }
-
-    fn fold(&self, kind: GapKind) -> GapKind {
-        if self.rings.len() < Self::KINDS || self.rings.contains_key(&kind) {
-            return kind;
-        }
-        GapKind::Tool(ToolId::OTHER)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,27 +140,5 @@ mod tests {
         estimator.observe(10, Tokens::ZERO);
         estimator.observe(u64::MAX, Tokens(1));
         assert!(estimator.bytes_per_token() < 7.0);
-    }
-
-    #[test]
-    fn a_full_ring_forgets_its_oldest_gap() {
-        let mut history = GapHistory::new();
-        assert_eq!(history.mean_s(GapKind::UserTurn), None);
-        history.observe(GapKind::UserTurn, Duration::from_secs(5000));
-        for _ in 0..GapHistory::RING {
-            history.observe(GapKind::UserTurn, Duration::from_secs(1));
-        }
-        let mean = history.mean_s(GapKind::UserTurn).unwrap();
-        assert!((mean - 1.0).abs() < 1e-9, "{mean}");
-    }
-
-    #[test]
-    fn tools_past_the_bound_share_one_history() {
-        let mut history = GapHistory::new();
-        for tool in 0..3000 {
-            history.observe(GapKind::Tool(ToolId(tool)), Duration::from_secs(1));
-        }
-        assert!(history.rings.len() <= GapHistory::KINDS + 1);
-        assert!(history.mean_s(GapKind::Tool(ToolId(2999))).is_some());
     }
 }

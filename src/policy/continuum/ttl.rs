@@ -1,0 +1,82 @@
+//! How long a program's room is worth keeping: the time-to-live, and what it is estimated from.
+
+use std::time::Duration;
+
+use super::config::{ColdStart, Config, TtlMode};
+use crate::policy::estimate::{Foresight, GapHistory, QueueDelay, ReloadCost};
+use crate::policy::{GapKind, Tokens};
+
+/// Everything that the time-to-live depends on, learnt as steps pass.
+#[derive(Debug)]
+pub(super) struct Estimates {
+    pub(super) gaps: GapHistory,
+    pub(super) delay: QueueDelay,
+    pub(super) foresight: Foresight,
+    pub(super) reload: ReloadCost,
+}
+
+impl Estimates {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            gaps: GapHistory::new(),
+            delay: QueueDelay::new(),
+            foresight: Foresight::new(),
+            reload: ReloadCost::new(config.reload_default_s),
+        }
+    }
+
+    /// Learns the length of a gap that ended.
+    pub(super) fn gap_ended(&mut self, config: &Config, kind: GapKind, gap: Duration) {
+        if gap.as_secs_f64() <= config.max_gap_s {
+            self.gaps.observe(kind, gap);
+        }
+    }
+
+    /// Seconds that a context of `tokens` is kept after a gap of `kind` began; none below `min_pin_s`.
+    pub(super) fn ttl_s(&mut self, config: &Config, kind: GapKind, tokens: Tokens) -> Option<f64> {
+        if kind == GapKind::UserTurn && !config.pin_user_turn {
+            return None;
+        }
+        let ttl_s = match config.ttl_mode {
+            TtlMode::Fixed => self.fixed_s(config, kind),
+            TtlMode::Paper => self.paper_s(config, kind, tokens),
+        };
+        let ttl_s = ttl_s.min(config.ttl_max_s);
+        (ttl_s > config.min_pin_s).then_some(ttl_s)
+    }
+
+    /// The public code's rule. A kind that was never seen counts as fast.
+    fn fixed_s(&self, config: &Config, kind: GapKind) -> f64 {
+        let mean = self.gaps.mean_s(kind);
+        if mean.is_some_and(|mean| mean > config.slow_tool_s) {
+            return 0.0;
+        }
+        config.ttl_fixed_s
+    }
+
+    /// The paper's rule: a return in time saves the reload, and the queue as far as the end can be foreseen.
+    fn paper_s(&mut self, config: &Config, kind: GapKind, tokens: Tokens) -> f64 {
+        let few = config.few_gaps as usize;
+        let reload_s = config
+            .reload_s
+            .unwrap_or_else(|| self.reload.estimate_s(tokens));
+        let delay_s = self.delay_s(config);
+        if self.gaps.len() <= few {
+            return match config.cold_start {
+                ColdStart::Fixed => self.fixed_s(config, kind),
+                // The best wait for exponential gaps of mean 1 s; a fresh history foresees the end.
+                ColdStart::Exponential => (delay_s + reload_s).max(1.0).ln(),
+            };
+        }
+        let benefit_s = delay_s * self.foresight(config) + reload_s;
+        self.gaps.best_wait_s(kind, few, benefit_s)
+    }
+
+    pub(super) fn delay_s(&self, config: &Config) -> f64 {
+        config.queue_delay_s.unwrap_or_else(|| self.delay.mean_s())
+    }
+
+    pub(super) fn foresight(&self, config: &Config) -> f64 {
+        config.foresight.unwrap_or_else(|| self.foresight.get())
+    }
+}
