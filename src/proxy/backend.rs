@@ -186,7 +186,7 @@ impl Backend {
 
     /// Takes the backend down at once: a connection to it was refused.
     ///
-    /// The gate is told under the status' lock, here and in [`Backend::scraped`], so that it hears of changes in
+    /// The gate is told under the status' lock, here and in `scraped`, so that it hears of changes in
     /// the order in which they were made. Nobody takes the two locks the other way round.
     pub fn refused(&self, gate: &Gate, cause: &str) {
         let mut status = self.status.lock();
