@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 use super::error::ProxyError;
 use super::flight::Flight;
 use super::forward::describe;
+use super::infer::ReplyHasher;
 use super::pool::Connection;
 use super::state::Proxy;
 use crate::policy::BackendId;
@@ -66,6 +67,8 @@ pub struct Relay {
     incoming: Option<(Incoming, Connection)>,
     watch: Watch,
     flight: Option<Flight>,
+    /// What an inferred program's next request will be recognised by, until it is known.
+    reply: Option<Box<ReplyHasher>>,
     pending: VecDeque<Bytes>,
     /// How long the backend may be silent, and when it was last heard.
     limit: Duration,
@@ -95,6 +98,11 @@ impl Relay {
                 (Some(watched.flight), watch)
             }
         };
+        let is_inferred = flight.as_ref().is_some_and(Flight::is_inferred);
+        let reply = is_inferred.then(|| match watch {
+            Watch::Events(_) => Box::new(ReplyHasher::streamed()),
+            Watch::Json { .. } | Watch::Nothing => Box::new(ReplyHasher::whole()),
+        });
         let limit = proxy.config.idle_timeout;
         let silence = Box::pin(tokio::time::sleep(limit));
         let incoming = Some(incoming);
@@ -104,6 +112,7 @@ impl Relay {
             incoming,
             watch,
             flight,
+            reply,
             pending: VecDeque::new(),
             limit,
             silence,
@@ -114,6 +123,10 @@ impl Relay {
 
     /// Takes one chunk from the backend.
     fn pass(&mut self, chunk: Bytes) {
+        let replied = self.reply.as_mut().is_some_and(|reply| {
+            reply.push(&chunk);
+            reply.is_done()
+        });
         let first = match &mut self.watch {
             Watch::Nothing => {
                 self.pending.push_back(chunk);
@@ -130,6 +143,19 @@ impl Relay {
         };
         if first && let Some(flight) = &mut self.flight {
             flight.first_token();
+        }
+        if replied {
+            self.note_reply();
+        }
+    }
+
+    /// The reply is complete. The client may act on it before the response has ended.
+    fn note_reply(&mut self) {
+        let reply = self.reply.take().and_then(|reply| reply.digest());
+        if let (Some(reply), Some(flight)) = (reply, &self.flight)
+            && self.watch.facts().outcome().is_success()
+        {
+            flight.replied(reply);
         }
     }
 
@@ -152,6 +178,7 @@ impl Relay {
         if let Some((_, connection)) = self.incoming.take() {
             self.proxy.backend(self.backend).pool.give_back(connection);
         }
+        self.note_reply();
         if let Some(mut flight) = self.flight.take() {
             flight.end(&self.watch.facts());
         }

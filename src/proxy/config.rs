@@ -19,6 +19,8 @@ pub struct Config {
     pub policy: policy::Config,
     /// Where programs are named, in order of precedence.
     pub identity: Vec<Source>,
+    /// Tell programs by their message history where a chat request names none.
+    pub infer_programs: bool,
     /// Where records go; `None` records nothing.
     pub run_dir: Option<PathBuf>,
     /// How often samples are written, in the run's time.
@@ -64,6 +66,7 @@ impl Default for Config {
             backends: Vec::new(),
             policy: policy::Config::Baseline(policy::baseline::Config::default()),
             identity: Source::defaults(),
+            infer_programs: false,
             run_dir: None,
             sample_interval: Duration::from_secs(5),
             scrape_interval: Duration::from_millis(500),

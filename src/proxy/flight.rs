@@ -10,6 +10,7 @@ use http::StatusCode;
 
 use super::error::ProxyError;
 use super::gate::is_held;
+use super::infer::{Conversation, ReplyDigest, Ticket};
 use super::request::RequestView;
 use super::sequencer::{Answer, Arriving, Ending, Refusal, Verdict};
 use super::state::Proxy;
@@ -25,6 +26,8 @@ pub struct Flight {
     request: RequestId,
     timer: StepTimer,
     view: RequestView,
+    /// Its step in an inferred program.
+    ticket: Option<Ticket>,
     path: &'static str,
     step_index: u32,
     tool_gap: Option<Duration>,
@@ -36,13 +39,18 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Reports an arrival to the sequencer.
+    /// Reports an arrival to the sequencer. A `conversation` is given where the program is to be inferred.
     pub fn begin(
         proxy: Arc<Proxy>,
-        view: RequestView,
+        mut view: RequestView,
+        conversation: Option<&Conversation>,
         path: &'static str,
         body_bytes: u64,
     ) -> (Self, Answer) {
+        let ticket = conversation.and_then(|conversation| proxy.infer(conversation));
+        if let Some(ticket) = ticket {
+            view.program = Some(ticket.program.to_string());
+        }
         let arriving = Arriving {
             program: view.program.as_deref(),
             body_bytes,
@@ -59,6 +67,7 @@ impl Flight {
             request: arrived.request,
             timer: StepTimer::new(now),
             view,
+            ticket,
             path,
             step_index: arrived.step_index,
             tool_gap: arrived.tool_gap,
@@ -119,6 +128,18 @@ impl Flight {
         self.timer.first_token(now);
     }
 
+    /// Whether the gate has to know the reply, to recognise the program's next request.
+    pub const fn is_inferred(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// The reply has passed, though the response may not have ended yet.
+    pub fn replied(&self, reply: ReplyDigest) {
+        if let Some(ticket) = self.ticket {
+            self.proxy.inferred_replied(ticket, reply);
+        }
+    }
+
     /// The response was read to its end.
     pub fn end(&mut self, facts: &ResponseFacts) {
         let served = (200..300).contains(&self.status);
@@ -148,6 +169,9 @@ impl Flight {
             tool: facts.tool.as_deref(),
         };
         let now = self.proxy.gate.finish(self.request, &ending);
+        if let Some(ticket) = self.ticket {
+            self.proxy.inferred_finished(now, ticket);
+        }
         let timer = &self.timer;
         let gauges = &self.proxy.gauges;
         if let Some(reason) = self.hold_reason {

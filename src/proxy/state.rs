@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use super::Config;
 use super::backend::Backend;
 use super::gate::Gate;
-use crate::policy::BackendId;
+use super::infer::{Conversation, Inference, Limits, ReplyDigest, Ticket};
+use crate::policy::{BackendId, Time};
 use crate::telemetry::gauges::Gauges;
 use crate::telemetry::recorder::Recorder;
 
@@ -24,6 +27,8 @@ pub struct Proxy {
     pub gauges: Gauges,
     /// The policy's name, for records.
     pub policy_name: &'static str,
+    /// Programs of clients that name none; `None` where they are not looked for.
+    inference: Option<Mutex<Inference>>,
     ready: AtomicBool,
 }
 
@@ -42,6 +47,12 @@ impl Proxy {
         let policy_name = gate.with(|sequencer, _| sequencer.snapshot().policy);
         let ready = AtomicBool::new(true);
         let gauges = Gauges::new(&names)?;
+        let inference = config.infer_programs.then(|| {
+            Mutex::new(Inference::new(Limits {
+                max_programs: config.max_programs,
+                idle: config.program_idle,
+            }))
+        });
         Ok(Self {
             config,
             gate,
@@ -49,8 +60,42 @@ impl Proxy {
             recorder,
             gauges,
             policy_name,
+            inference,
             ready,
         })
+    }
+
+    /// Whether programs are told by their history where a request names none.
+    pub const fn infers_programs(&self) -> bool {
+        self.inference.is_some()
+    }
+
+    /// The inferred program of a request, which is from now on in flight.
+    pub fn infer(&self, conversation: &Conversation) -> Option<Ticket> {
+        let now = self.gate.clock().now();
+        let inferred = self.inference.as_ref()?.lock().arrive(now, conversation);
+        inferred.map(|inferred| inferred.ticket)
+    }
+
+    /// The reply to a request of an inferred program has passed.
+    pub fn inferred_replied(&self, ticket: Ticket, reply: ReplyDigest) {
+        if let Some(inference) = &self.inference {
+            let now = self.gate.clock().now();
+            inference.lock().replied(now, ticket, reply);
+        }
+    }
+
+    /// A request of an inferred program is over; so are the programs that its reply ended.
+    pub fn inferred_finished(&self, now: Time, ticket: Ticket) {
+        let Some(inference) = &self.inference else {
+            return;
+        };
+        let over = inference.lock().finished(now, ticket);
+        for program in over.into_iter().flatten() {
+            let name = program.to_string();
+            self.gate
+                .with(|sequencer, now| sequencer.release(now, &name));
+        }
     }
 
     /// Brings the series that are read and not counted up to date.

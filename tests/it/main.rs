@@ -16,6 +16,7 @@ mod errors;
 mod held;
 mod hold;
 mod identity;
+mod infer;
 mod metrics;
 mod passthrough;
 mod streaming;

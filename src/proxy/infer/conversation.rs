@@ -288,6 +288,7 @@ impl<'a> Reader<'a> {
             let key = &reader.text[reader.at + 1..end - 1];
             reader.at = end;
             reader.take(b':')?;
+            reader.peek()?;
             each(reader, key)
         })
     }

@@ -113,6 +113,8 @@ struct Program {
     /// What its last request heard from the user; see [`Conversation`].
     heard: Option<u64>,
     step: u32,
+    /// It went on from a reply of its own.
+    has_grown: bool,
     since: Time,
     phase: Phase,
 }
@@ -170,7 +172,7 @@ impl Program {
     fn is_repeated_by(&self, conversation: &Conversation) -> bool {
         match self.phase {
             Phase::Idle(Some(reply)) => {
-                self.step > 1 || (reply.calls() && self.model != conversation.model)
+                self.has_grown || (reply.calls() && self.model != conversation.model)
             }
             Phase::Idle(None) | Phase::Asked | Phase::Ending => false,
         }
@@ -217,6 +219,7 @@ impl Inference {
         program.model = conversation.model;
         program.heard = conversation.heard;
         program.step = program.step.wrapping_add(1);
+        program.has_grown |= matches!(by, Match::Reply | Match::History | Match::Twins);
         program.since = now;
         program.phase = Phase::Asked;
         let ticket = Ticket {
@@ -344,6 +347,7 @@ impl Inference {
             model: 0,
             heard: None,
             step: 0,
+            has_grown: false,
             since: now,
             phase: Phase::Asked,
         });
