@@ -19,6 +19,8 @@ use kvgate::policy::Time;
 use kvgate::proxy::infer::{
     Conversation, Inference, InferredId, Limits, Match, ReplyHasher, Ticket,
 };
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 /// One request of a capture.
@@ -77,9 +79,8 @@ enum Kind {
     Arrived,
 }
 
-/// Plays a capture to a fresh table and holds every answer against the truth; one tally per role, and how many
-/// programs the replies ended.
-fn judge(name: &str, steps: &[Step]) -> (BTreeMap<String, Tally>, usize) {
+/// Plays a capture to a fresh table and holds every answer against the truth.
+fn judge(name: &str, steps: &[Step]) -> Judge {
     let mut events: Vec<(u64, Kind, usize)> = Vec::new();
     for (i, step) in steps.iter().enumerate() {
         events.extend([
@@ -99,7 +100,7 @@ fn judge(name: &str, steps: &[Step]) -> (BTreeMap<String, Tally>, usize) {
     for (role, tally) in &judge.tallies {
         println!("{name:24} {role:6} {tally}");
     }
-    (judge.tallies, judge.ended)
+    judge
 }
 
 struct Judge {
@@ -109,8 +110,11 @@ struct Judge {
     held: BTreeMap<InferredId, (String, Vec<Value>)>,
     /// Truth's programs, by the messages of their last request.
     truth: BTreeMap<String, Vec<Value>>,
+    /// By role.
     tallies: BTreeMap<String, Tally>,
+    /// Programs that were said to be over, and those of them whose simulation was not.
     ended: usize,
+    ended_wrongly: usize,
 }
 
 impl Judge {
@@ -125,6 +129,7 @@ impl Judge {
             truth: BTreeMap::new(),
             tallies: BTreeMap::new(),
             ended: 0,
+            ended_wrongly: 0,
         }
     }
 
@@ -163,7 +168,12 @@ impl Judge {
         hasher.push(&serde_json::to_vec(&body).unwrap());
         self.infer.replied(now, ticket, hasher.digest().unwrap());
         let over = self.infer.finished(now, ticket);
-        self.ended += over.into_iter().flatten().count();
+        let simulation = |program: &str| program.split(':').next().unwrap().to_owned();
+        for program in over.into_iter().flatten() {
+            self.ended += 1;
+            let (last, _) = &self.held[&program];
+            self.ended_wrongly += usize::from(simulation(last) != simulation(&step.program));
+        }
     }
 }
 
@@ -207,18 +217,206 @@ fn header() {
     );
 }
 
+/// At most one step in a hundred went to another program than its own.
+fn assert_within_one_percent(tally: &Tally) {
+    assert!(tally.misassigned() * 100 <= tally.requests, "{tally:?}");
+}
+
+/// Whatever was misassigned went to a twin with an equal history: no program was split, joined or mixed up.
+fn assert_only_swaps(tally: &Tally) {
+    let harm = tally.wrong + tally.fragmented + tally.joined;
+    assert_eq!(harm, 0, "{tally:?}");
+    // A swap needs something to choose from, then or at an earlier step of the same twins.
+    assert!(tally.swapped == 0 || tally.ambiguous > 0, "{tally:?}");
+}
+
 #[test]
 fn no_agent_step_of_36_simulations_at_once_goes_astray() {
     header();
-    let (tallies, ended) = judge("retail, 36 at once", &capture("retail-36.jsonl"));
-    println!("ended: {ended}");
-    println!("{tallies:?}");
+    let judged = judge("retail, 36 at once", &capture("retail-36.jsonl"));
+    let (agent, user) = (&judged.tallies["agent"], &judged.tallies["user"]);
+    assert_eq!((agent.programs, agent.requests), (36, 318));
+    assert_eq!(agent.right, agent.requests);
+    assert_only_swaps(user);
+    // Every simulator ended by its mark, and each took its own agent along.
+    assert_eq!((judged.ended, judged.ended_wrongly), (72, 0));
 }
 
 #[test]
 fn a_client_that_rewrites_replies_and_asks_experts_is_followed() {
     header();
-    let (tallies, ended) = judge("fork, 6 simulations", &capture("fork-6.jsonl"));
-    println!("ended: {ended}");
-    println!("{tallies:?}");
+    let judged = judge("rewriting client", &capture("fork-6.jsonl"));
+    for tally in judged.tallies.values() {
+        assert_eq!(tally.right, tally.requests);
+    }
+    let programs = judged.tallies.values().map(|tally| tally.programs);
+    assert_eq!(programs.sum::<usize>(), 6);
+}
+
+#[test]
+fn of_32_simulations_at_once_no_agent_step_goes_astray_though_their_openings_collide() {
+    header();
+    for seed in 0..4 {
+        let steps = generate(seed, 96, 32, Opening::Call);
+        let judged = judge(&format!("generated, seed {seed}"), &steps);
+        assert_within_one_percent(&judged.tallies["agent"]);
+        assert_only_swaps(&judged.tallies["agent"]);
+        assert_only_swaps(&judged.tallies["user"]);
+        assert_eq!(judged.ended_wrongly, 0);
+    }
+}
+
+#[test]
+fn agents_that_open_with_equal_words_are_swapped_while_their_histories_are_equal_and_never_mixed_up()
+ {
+    header();
+    let steps = generate(1, 96, 32, Opening::Words);
+    let judged = judge("generated, equal words", &steps);
+    assert_only_swaps(&judged.tallies["agent"]);
+    assert!(
+        judged.tallies["agent"].swapped > 0,
+        "or this capture shows nothing"
+    );
+}
+
+/// How the agents of a generated capture begin.
+#[derive(Clone, Copy)]
+enum Opening {
+    /// With a tool call, whose id is the call's own.
+    Call,
+    /// With the same sentence.
+    Words,
+}
+
+impl Opening {
+    /// How many scenarios the users have between them.
+    const fn scenarios(self) -> usize {
+        match self {
+            Self::Call => 15,
+            Self::Words => 2,
+        }
+    }
+}
+
+/// One simulation of a generated capture: an agent and a simulated user that talk in turn.
+struct Simulation {
+    name: usize,
+    agent: Vec<Value>,
+    user: Vec<Value>,
+    turns: usize,
+}
+
+/// A capture of `simulations` simulations, `at_once` of them at a time, in the shapes of telecom: 15 scenarios
+/// shared by all, one agent policy, 4 to 13 user turns, 0 to 3 tool calls a turn, one in five steps with two
+/// calls. All texts are drawn from a few, so that openings and histories collide.
+fn generate(seed: u64, simulations: usize, at_once: usize, opening: Opening) -> Vec<Step> {
+    let mut draw = ChaCha8Rng::seed_from_u64(seed);
+    let mut steps = Vec::new();
+    // The simulations are dealt out to `at_once` workers, each with a clock of its own.
+    let mut clocks = vec![0_u64; at_once];
+    for name in 0..simulations {
+        let worker = name % at_once;
+        let scenario = draw.random_range(0..opening.scenarios());
+        let simulation = Simulation {
+            name,
+            agent: vec![
+                message("system", "<policy>"),
+                message("assistant", "Hi! How can I help you today?"),
+            ],
+            user: vec![
+                message("system", &format!("<scenario> {scenario}")),
+                message("user", "Hi! How can I help you today?"),
+            ],
+            turns: draw.random_range(4..14),
+        };
+        clocks[worker] = simulation.play(clocks[worker], scenario, opening, &mut draw, &mut steps);
+    }
+    steps
+}
+
+fn message(role: &str, text: &str) -> Value {
+    json!({"role": role, "content": text})
+}
+
+impl Simulation {
+    /// Plays to the end; returns when.
+    fn play(
+        mut self,
+        mut us: u64,
+        scenario: usize,
+        opening: Opening,
+        draw: &mut ChaCha8Rng,
+        steps: &mut Vec<Step>,
+    ) -> u64 {
+        for turn in 0..=self.turns {
+            let heard = match turn {
+                0 => format!("My problem is {scenario}"),
+                _ if turn == self.turns => "###STOP###".to_owned(),
+                _ => format!("answer {}", draw.random_range(0..3)),
+            };
+            us = self.step("user", message("assistant", &heard), us, draw, steps);
+            if turn == self.turns {
+                break;
+            }
+            self.agent.push(message("user", &heard));
+            let opens_with_words = matches!(opening, Opening::Words) && turn == 0;
+            let calls = match turn {
+                0 if !opens_with_words => draw.random_range(1..3),
+                0 => 0,
+                _ => draw.random_range(0..4),
+            };
+            for _ in 0..calls {
+                us = self.call(us, draw, steps);
+            }
+            let questions = if opens_with_words { 1 } else { 3 };
+            let said = format!("question {}", draw.random_range(0..questions));
+            us = self.step("agent", message("assistant", &said), us, draw, steps);
+            self.user.push(message("user", &said));
+        }
+        us
+    }
+
+    /// One agent step that calls one tool or two, and their results.
+    fn call(&mut self, us: u64, draw: &mut ChaCha8Rng, steps: &mut Vec<Step>) -> u64 {
+        let ids: Vec<String> = (0..1 + u32::from(draw.random_bool(0.2)))
+            .map(|_| format!("call_{:012x}", draw.random::<u64>()))
+            .collect();
+        let call = |id: &String| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}});
+        let calls: Vec<Value> = ids.iter().map(call).collect();
+        let reply = json!({"role": "assistant", "content": null, "tool_calls": calls});
+        let us = self.step("agent", reply, us, draw, steps);
+        let result =
+            |id| json!({"role": "tool", "tool_call_id": id, "content": "{\"status\": \"ok\"}"});
+        self.agent.extend(ids.iter().map(result));
+        // The tool itself.
+        us + draw.random_range(200..3_000)
+    }
+
+    /// One request and its reply, which joins the history; returns when it has passed.
+    fn step(
+        &mut self,
+        role: &str,
+        reply: Value,
+        us: u64,
+        draw: &mut ChaCha8Rng,
+        steps: &mut Vec<Step>,
+    ) -> u64 {
+        let history = if role == "agent" {
+            &mut self.agent
+        } else {
+            &mut self.user
+        };
+        let start = us + draw.random_range(1_000..50_000);
+        let end = start + draw.random_range(50_000..2_000_000);
+        steps.push(Step {
+            program: format!("{}:{role}", self.name),
+            role: role.to_owned(),
+            model: "m".to_owned(),
+            messages: history.clone(),
+            reply: reply.clone(),
+            us: [start, end],
+        });
+        history.push(reply);
+        end
+    }
 }

@@ -106,15 +106,20 @@ fn what_is_no_list_of_messages_is_no_conversation() {
     assert!(read(&many[3..]).is_none() && read(&format!("[{}", &many[4..])).is_some());
 }
 
-/// Writes a value as a client of other habits would: keys reversed, white space, every letter escaped that
-/// `mask` picks.
+/// Writes a value as a client of other habits would: keys reversed, white space, letters escaped that `mask`
+/// picks, though not in a key of nothing but ASCII, which no serialiser escapes.
 fn respell(value: &Value, mask: u64, out: &mut String) {
     match value {
         Value::Object(object) => {
             let mut first = "{ ";
             for (key, value) in object.iter().rev() {
                 *out += std::mem::replace(&mut first, " ,\n");
-                respell(&Value::from(key.clone()), mask, out);
+                let is_ascii = key.is_ascii();
+                respell(
+                    &Value::from(key.clone()),
+                    if is_ascii { 0 } else { mask },
+                    out,
+                );
                 *out += " :\t";
                 respell(value, mask, out);
             }

@@ -8,7 +8,7 @@ use super::*;
 macro_rules! recorded {
     ($name:literal) => {{
         let text = include_str!(concat!(
-            "../../../tests/fixtures/vllm/",
+            "../../../../tests/fixtures/vllm/",
             $name,
             ".response.txt"
         ));

@@ -261,5 +261,4 @@ fn after(mark: &[u8], matched: usize, byte: u8) -> usize {
 }
 
 #[cfg(test)]
-#[path = "reply_tests.rs"]
 mod tests;
