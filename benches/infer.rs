@@ -44,7 +44,7 @@ fn escaped(bytes: usize) -> String {
     while text.len() < bytes {
         id += 1;
         text += &format!(
-            r#",{{"role":"assistant","content":null,"tool_calls":[{{"id":"call_{id}","type":"function","function":{{"name":"get_order_details","arguments":"{{\"order_id\": \"#W{id}\"}}"}}}}]}}"#
+            r#",{{"role":"assistant","content":null,"tool_calls":[{{"id":"call_{id}","type":"function","function":{{"name":"get_order_details","arguments":"{{\"order_id\": \"W{id}\"}}"}}}}]}}"#
         );
         text += &format!(r#",{{"role":"tool","tool_call_id":"call_{id}","content":""#);
         for item in 0..10 {

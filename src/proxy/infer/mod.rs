@@ -209,10 +209,8 @@ impl Inference {
     /// them must follow.
     pub fn arrive(&mut self, now: Time, conversation: &Conversation) -> Option<Inferred> {
         self.expire(now);
-        let (slot, by) = match self.find(conversation) {
-            Some(found) => found,
-            None => (self.begin(now, conversation)?, Match::New),
-        };
+        let found = self.find(conversation);
+        let (slot, by) = found.or_else(|| Some((self.begin(now, conversation)?, Match::New)))?;
         self.leave_index(slot);
         let program = self.programs[slot as usize].as_mut()?;
         program.chain = conversation.whole();
@@ -333,12 +331,11 @@ impl Inference {
             let longest_idle = self.first(Ask::Idle)?;
             self.forget(longest_idle);
         }
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None => {
-                self.programs.push(None);
-                u32::try_from(self.programs.len() - 1).ok()?
-            }
+        let slot = if let Some(slot) = self.free.pop() {
+            slot
+        } else {
+            self.programs.push(None);
+            u32::try_from(self.programs.len() - 1).ok()?
         };
         self.begun += 1;
         self.programs[slot as usize] = Some(Program {

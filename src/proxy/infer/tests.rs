@@ -1,3 +1,5 @@
+//! One rule of the table each, on a clock that the test moves.
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -23,9 +25,9 @@ fn table(max_programs: usize) -> Table {
 
 impl Table {
     fn ask_model(&mut self, model: &str, messages: &[Value]) -> Option<Inferred> {
-        let text = serde_json::to_vec(messages).unwrap();
+        let text = Value::from(messages).to_string();
         self.now = self.now + Duration::from_secs(1);
-        let conversation = Conversation::read(model, &text).unwrap();
+        let conversation = Conversation::read(model, text.as_bytes())?;
         self.infer.arrive(self.now, &conversation)
     }
 

@@ -121,6 +121,8 @@ fn emit(code: u32, sink: &mut impl FnMut(&[u8])) {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -154,7 +156,7 @@ mod tests {
             for (i, c) in text.chars().enumerate() {
                 if mask >> (i % 64) & 1 == 1 || c < ' ' || matches!(c, '"' | '\\') {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        inside += &format!("\\u{unit:04x}");
+                        write!(inside, "\\u{unit:04x}").unwrap();
                     }
                 } else {
                     inside.push(c);

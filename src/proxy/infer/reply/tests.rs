@@ -1,3 +1,5 @@
+//! Recorded vLLM responses, cut at every kind of place, against what their clients send back.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
