@@ -70,6 +70,17 @@ pub struct ServeOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub identity: Vec<String>,
 
+    /// Recognise the programs of chat clients that name none by their message history [default: false]
+    #[arg(
+        long,
+        env = "KVGATE_INFER_PROGRAMS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Scheduling"
+    )]
+    pub infer_programs: Option<bool>,
+
     /// Release a program after this many seconds without a request [default: 3600]
     #[arg(
         long,
@@ -342,6 +353,7 @@ impl ServeOptions {
         if !self.identity.is_empty() {
             config.identity = parse_all("identity", &self.identity)?;
         }
+        config.infer_programs = self.infer_programs.unwrap_or(config.infer_programs);
         config.run_dir.clone_from(&self.run_dir);
         config.journal.clone_from(&self.journal);
         config.admin_token.clone_from(&self.admin_token);
@@ -460,6 +472,7 @@ impl From<&proxy::Config> for ServeOptions {
             backend: config.backends.iter().map(ToString::to_string).collect(),
             policy: Some(config.policy.name().to_owned()),
             identity: config.identity.iter().map(ToString::to_string).collect(),
+            infer_programs: Some(config.infer_programs),
             program_idle: seconds(config.program_idle),
             max_programs: Some(config.max_programs),
             run_dir: config.run_dir.clone(),

@@ -19,6 +19,7 @@ use tokio::time::Sleep;
 use super::error::ProxyError;
 use super::flight::Flight;
 use super::forward::describe;
+use super::infer::ReplyHasher;
 use super::pool::Connection;
 use super::state::Proxy;
 use crate::clock::machine_now;
@@ -67,6 +68,8 @@ pub struct Relay {
     incoming: Option<(Incoming, Connection)>,
     watch: Watch,
     flight: Option<Flight>,
+    /// What an inferred program's next request will be recognised by, until it is known.
+    reply: Option<Box<ReplyHasher>>,
     pending: VecDeque<Bytes>,
     /// How long the backend may be silent now, and when that is over.
     limit: Duration,
@@ -96,6 +99,11 @@ impl Relay {
                 (Some(watched.flight), watch)
             }
         };
+        let is_inferred = flight.as_ref().is_some_and(Flight::is_inferred);
+        let reply = is_inferred.then(|| match watch {
+            Watch::Events(_) => Box::new(ReplyHasher::streamed()),
+            Watch::Json { .. } | Watch::Nothing => Box::new(ReplyHasher::whole()),
+        });
         // vLLM sends the head of a stream at once, and the first frame after its queue and the prefill.
         let limit = match watch {
             Watch::Nothing => proxy.config.idle_timeout,
@@ -112,6 +120,7 @@ impl Relay {
             incoming,
             watch,
             flight,
+            reply,
             pending: VecDeque::new(),
             limit,
             silence,
@@ -122,6 +131,10 @@ impl Relay {
 
     /// Takes one chunk from the backend.
     fn pass(&mut self, chunk: Bytes) {
+        let replied = self.reply.as_mut().is_some_and(|reply| {
+            reply.push(&chunk);
+            reply.is_done()
+        });
         let first = match &mut self.watch {
             Watch::Nothing => {
                 self.pending.push_back(chunk);
@@ -138,6 +151,19 @@ impl Relay {
         };
         if first && let Some(flight) = &mut self.flight {
             flight.first_token();
+        }
+        if replied {
+            self.note_reply();
+        }
+    }
+
+    /// The reply is complete. The client may act on it before the response has ended.
+    fn note_reply(&mut self) {
+        let reply = self.reply.take().and_then(|reply| reply.digest());
+        if let (Some(reply), Some(flight)) = (reply, &self.flight)
+            && self.watch.facts().outcome().is_success()
+        {
+            flight.replied(reply);
         }
     }
 
@@ -160,6 +186,7 @@ impl Relay {
         if let Some((_, connection)) = self.incoming.take() {
             self.proxy.backend(self.backend).pool.give_back(connection);
         }
+        self.note_reply();
         if let Some(mut flight) = self.flight.take() {
             flight.end(&self.watch.facts());
         }

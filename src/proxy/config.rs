@@ -19,6 +19,8 @@ pub struct Config {
     pub policy: policy::Config,
     /// Where programs are named, in order of precedence.
     pub identity: Vec<Source>,
+    /// Tell programs by their message history where a chat request names none.
+    pub infer_programs: bool,
     /// Where records go; `None` records nothing.
     pub run_dir: Option<PathBuf>,
     /// Where every event and decision goes; `None` keeps no journal.
@@ -68,6 +70,7 @@ impl Default for Config {
             backends: Vec::new(),
             policy: policy::Config::Baseline(policy::baseline::Config::default()),
             identity: Source::defaults(),
+            infer_programs: false,
             run_dir: None,
             journal: None,
             admin_token: None,

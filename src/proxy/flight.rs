@@ -11,6 +11,7 @@ use http::StatusCode;
 use super::control::PastStep;
 use super::error::ProxyError;
 use super::gate::is_held;
+use super::infer::{Conversation, ReplyDigest, Ticket};
 use super::request::RequestView;
 use super::state::Proxy;
 use super::verdict::{Answer, Arriving, Ending, Refusal, Verdict};
@@ -26,6 +27,8 @@ pub struct Flight {
     request: RequestId,
     timer: StepTimer,
     view: RequestView,
+    /// Its step in an inferred program.
+    ticket: Option<Ticket>,
     path: &'static str,
     step_index: u32,
     tool_gap: Option<Duration>,
@@ -38,13 +41,18 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Reports an arrival to the sequencer.
+    /// Reports an arrival to the sequencer. A `conversation` is given where the program is to be inferred.
     pub fn begin(
         proxy: Arc<Proxy>,
-        view: RequestView,
+        mut view: RequestView,
+        conversation: Option<&Conversation>,
         path: &'static str,
         body_bytes: u64,
     ) -> (Self, Answer) {
+        let ticket = conversation.and_then(|conversation| proxy.infer(conversation));
+        if let Some(ticket) = ticket {
+            view.program = Some(ticket.program.to_string());
+        }
         let arriving = Arriving {
             program: view.program.as_deref(),
             body_bytes,
@@ -61,6 +69,7 @@ impl Flight {
             request: arrived.request,
             timer: StepTimer::new(now),
             view,
+            ticket,
             path,
             step_index: arrived.step_index,
             tool_gap: arrived.tool_gap,
@@ -125,6 +134,18 @@ impl Flight {
         self.timer.first_token(now);
     }
 
+    /// Whether the gate has to know the reply, to recognise the program's next request.
+    pub const fn is_inferred(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// The reply has passed, though the response may not have ended yet.
+    pub fn replied(&self, reply: ReplyDigest) {
+        if let Some(ticket) = self.ticket {
+            self.proxy.inferred_replied(ticket, reply);
+        }
+    }
+
     /// The response was read to its end.
     pub fn end(&mut self, facts: &ResponseFacts) {
         let outcome = if self.is_served() {
@@ -157,6 +178,9 @@ impl Flight {
             tool: facts.tool.as_deref(),
         };
         let now = self.proxy.gate.finish(self.request, &ending);
+        if let Some(ticket) = self.ticket {
+            self.proxy.inferred_finished(now, ticket);
+        }
         let timer = &self.timer;
         let gauges = &self.proxy.metrics;
         if let Some(reason) = self.hold_reason {

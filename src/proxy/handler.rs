@@ -15,6 +15,7 @@ use super::body::{Relay, Watched};
 use super::error::ProxyError;
 use super::flight::Flight;
 use super::forward::{self, Exchange};
+use super::infer::Conversation;
 use super::outgoing::{Outgoing, strip_hop_by_hop};
 use super::request::{Api, RequestView};
 use super::router::GateBody;
@@ -53,7 +54,15 @@ async fn generate(
         return Err(ProxyError::MissingModel);
     }
     let splice = view.splice.clone().filter(|_| proxy.config.ask_for_usage);
-    let (mut flight, answer) = Flight::begin(Arc::clone(&proxy), view, path, body.len() as u64);
+    let conversation = conversation(&proxy, path, &view, &body);
+    let (mut flight, answer) = Flight::begin(
+        Arc::clone(&proxy),
+        view,
+        conversation.as_ref(),
+        path,
+        body.len() as u64,
+    );
+    drop(conversation);
     let served = async {
         let id = flight.admission(answer).await?;
         let backend = proxy.backend(id);
@@ -79,6 +88,19 @@ async fn generate(
             Err(error)
         }
     }
+}
+
+/// What a program is inferred from, if this one is to be: a chat request that names none.
+fn conversation(
+    proxy: &Proxy,
+    path: &str,
+    view: &RequestView,
+    body: &[u8],
+) -> Option<Conversation> {
+    let wanted =
+        proxy.infers_programs() && view.program.is_none() && path == "/v1/chat/completions";
+    let messages = view.messages.clone().filter(|_| wanted)?;
+    Conversation::read(view.model.as_deref().unwrap_or(""), &body[messages])
 }
 
 /// Any other request: to the backend it names, or to one that is up.

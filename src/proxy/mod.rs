@@ -17,6 +17,7 @@ pub mod forward;
 pub mod gate;
 pub mod handler;
 pub mod identity;
+pub mod infer;
 pub mod intern;
 pub mod outgoing;
 pub mod pool;

@@ -47,6 +47,8 @@ pub struct RequestView {
     pub last_step: bool,
     /// The leading part of the prompt that programs of one kind share.
     pub shared: Option<SharedBytes>,
+    /// Where the value of `messages` stands in the body.
+    pub messages: Option<Range<usize>>,
     /// How to ask for usage; `None` where the client asked, or no stream was asked for.
     pub splice: Option<UsageSplice>,
 }
@@ -167,6 +169,7 @@ impl RequestView {
                 value(&top.nvext),
             ),
             shared: shared(value(&top.tools), value(&top.system), value(&top.messages)),
+            messages: top.messages,
             splice: if asks {
                 usage_splice(body, top.stream_options)
             } else {

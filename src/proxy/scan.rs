@@ -185,7 +185,7 @@ pub fn scalar(value: &[u8]) -> Option<Cow<'_, str>> {
     (!text.is_empty()).then_some(text)
 }
 
-fn skip_space(text: &[u8], mut at: usize) -> usize {
+pub(super) fn skip_space(text: &[u8], mut at: usize) -> usize {
     while matches!(text.get(at), Some(b' ' | b'\n' | b'\r' | b'\t')) {
         at += 1;
     }
@@ -193,7 +193,7 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
 }
 
 /// From an opening quote to just behind the closing one.
-fn skip_string(text: &[u8], open: usize) -> Result<usize, ScanError> {
+pub(super) fn skip_string(text: &[u8], open: usize) -> Result<usize, ScanError> {
     let mut at = open + 1;
     loop {
         let Some(found) = text
@@ -211,7 +211,7 @@ fn skip_string(text: &[u8], open: usize) -> Result<usize, ScanError> {
 }
 
 /// From the first byte of a value to just behind its last.
-fn skip_value(text: &[u8], start: usize) -> Result<usize, ScanError> {
+pub(super) fn skip_value(text: &[u8], start: usize) -> Result<usize, ScanError> {
     match text.get(start) {
         None => Err(ScanError::Truncated(text.len())),
         Some(b'"') => skip_string(text, start),

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http::Method;
-
 use parking_lot::Mutex;
 
 use super::Config;
 use super::backend::Backend;
 use super::control::Recent;
 use super::gate::Gate;
-use crate::policy::BackendId;
+use super::infer::{Conversation, Inference, Limits, ReplyDigest, Ticket};
+use crate::policy::{BackendId, Time};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recorder::Recorder;
 
@@ -33,6 +33,8 @@ pub struct Proxy {
     pub recent: Mutex<Recent>,
     /// Whose turn it is among the backends, for requests outside the policy.
     turn: AtomicUsize,
+    /// Programs of clients that name none; `None` where they are not looked for.
+    inference: Option<Mutex<Inference>>,
     ready: AtomicBool,
 }
 
@@ -52,6 +54,12 @@ impl Proxy {
         let settings = serde_json::to_value(&config.policy).unwrap_or_default();
         let ready = AtomicBool::new(true);
         let metrics = Metrics::new(&names)?;
+        let inference = config.infer_programs.then(|| {
+            Mutex::new(Inference::new(Limits {
+                max_programs: config.max_programs,
+                idle: config.program_idle,
+            }))
+        });
         Ok(Self {
             config,
             gate,
@@ -61,8 +69,42 @@ impl Proxy {
             settings: Mutex::new(settings),
             recent: Mutex::new(Recent::default()),
             turn: AtomicUsize::new(0),
+            inference,
             ready,
         })
+    }
+
+    /// Whether programs are told by their history where a request names none.
+    pub const fn infers_programs(&self) -> bool {
+        self.inference.is_some()
+    }
+
+    /// The inferred program of a request, which is from now on in flight.
+    pub fn infer(&self, conversation: &Conversation) -> Option<Ticket> {
+        let now = self.gate.clock().now();
+        let inferred = self.inference.as_ref()?.lock().arrive(now, conversation);
+        inferred.map(|inferred| inferred.ticket)
+    }
+
+    /// The reply to a request of an inferred program has passed.
+    pub fn inferred_replied(&self, ticket: Ticket, reply: ReplyDigest) {
+        if let Some(inference) = &self.inference {
+            let now = self.gate.clock().now();
+            inference.lock().replied(now, ticket, reply);
+        }
+    }
+
+    /// A request of an inferred program is over; so are the programs that its reply ended.
+    pub fn inferred_finished(&self, now: Time, ticket: Ticket) {
+        let Some(inference) = &self.inference else {
+            return;
+        };
+        let over = inference.lock().finished(now, ticket);
+        for program in over.into_iter().flatten() {
+            let name = program.to_string();
+            self.gate
+                .with(|sequencer, now| sequencer.release(now, &name));
+        }
     }
 
     /// Brings the series that are read and not counted up to date.

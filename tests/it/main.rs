@@ -17,6 +17,7 @@ mod errors;
 mod held;
 mod hold;
 mod identity;
+mod infer;
 mod metrics;
 mod passthrough;
 mod streaming;
