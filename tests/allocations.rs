@@ -24,8 +24,8 @@ const IDLE: u32 = 50_000;
 
 #[test]
 fn a_policy_in_steady_state_hardly_allocates_and_an_idle_program_is_small() {
-    for name in Config::NAMES {
-        let bytes = bytes_per_idle_program(name);
+    for (name, config) in pressure::all(IDLE) {
+        let bytes = bytes_per_idle_program(&name, &config);
         println!("{name}: {bytes:.0} bytes per idle program");
         assert!(bytes <= IDLE_BYTES, "{name}: {bytes:.0} bytes");
     }
@@ -55,8 +55,7 @@ fn a_policy_in_steady_state_hardly_allocates_and_an_idle_program_is_small() {
 }
 
 /// Heap that remains per program after each has made one step and begun its tool gap.
-fn bytes_per_idle_program(name: &str) -> f64 {
-    let config = pressure::config(name, IDLE);
+fn bytes_per_idle_program(name: &str, config: &Config) -> f64 {
     let profiler = dhat::Profiler::builder().testing().build();
     let mut policy = config.build_unchecked();
     let mut out = Decisions::new();
@@ -71,12 +70,12 @@ fn bytes_per_idle_program(name: &str) -> f64 {
     let request = RequestId(0);
     for program in (0..IDLE).map(ProgramId) {
         tell(Event::Arrive(Arrival {
-            name_hash: 0,
             request,
             program: Some(program),
             prompt: Tokens(1000),
             shared: None,
             last_step: false,
+            name_hash: 0,
         }));
         tell(Event::Finish {
             request,

@@ -360,18 +360,51 @@ const fn is_bound_on_holds(config: &Config) -> bool {
 /// The policy called `name`, in every mode that it has.
 fn modes(name: &str) -> Vec<Config> {
     let fixed = Config::by_name(name).unwrap();
-    let compat = match fixed.clone() {
-        Config::Baseline(_) | Config::Continuum(_) | Config::Concurrency(_) => None,
-        Config::ThunderReact(config) => Some(Config::ThunderReact(thunderreact::Config {
+    let other = match fixed.clone() {
+        Config::Baseline(_) => Vec::new(),
+        Config::Continuum(config) => continuum_modes(&config),
+        Config::Concurrency(config) => vec![Config::Concurrency(concurrency::Config {
+            mode: concurrency::Mode::Fixed,
+            ..config
+        })],
+        Config::ThunderReact(config) => vec![Config::ThunderReact(thunderreact::Config {
             mode: thunderreact::Mode::Compat,
             ..config
-        })),
-        Config::ThunderAgent(config) => Some(Config::ThunderAgent(thunderagent::Config {
+        })],
+        Config::ThunderAgent(config) => vec![Config::ThunderAgent(thunderagent::Config {
             mode: thunderagent::Mode::Compat,
             ..config
-        })),
+        })],
     };
-    std::iter::once(fixed).chain(compat).collect()
+    std::iter::once(fixed).chain(other).collect()
+}
+
+/// Each pressure mode once, and the other settings that decide who runs.
+fn continuum_modes(config: &continuum::Config) -> Vec<Config> {
+    let config = continuum::Config {
+        few_gaps: 2,
+        max_in_flight: Some(2),
+        ..config.clone()
+    };
+    let modes = [
+        continuum::Config {
+            pressure: continuum::Pressure::Seniority,
+            cold_start: continuum::ColdStart::Exponential,
+            ..config.clone()
+        },
+        continuum::Config {
+            pressure: continuum::Pressure::Any,
+            backfill: true,
+            ..config.clone()
+        },
+        continuum::Config {
+            ttl_mode: continuum::TtlMode::Fixed,
+            lru_guard: false,
+            max_in_flight: None,
+            ..config
+        },
+    ];
+    modes.map(Config::Continuum).to_vec()
 }
 
 /// The policy with bounds so low that random moves reach them.
@@ -386,14 +419,6 @@ fn tight(config: Config) -> Config {
             kv_budget_tokens: Some(20_000),
             ..config
         }),
-        Config::ThunderAgent(config) => Config::ThunderAgent(thunderagent::Config {
-            max_held: 3,
-            hold_timeout_s: Some(5.0),
-            max_programs: PROGRAMS - 2,
-            home_wait_s: 2.0,
-            patience_s: 3.0,
-            ..config
-        }),
         Config::Concurrency(config) => Config::Concurrency(concurrency::Config {
             cap: 2,
             cap_max: 3,
@@ -404,6 +429,14 @@ fn tight(config: Config) -> Config {
             max_programs: PROGRAMS - 2,
             ..config
         }),
+        Config::ThunderAgent(config) => Config::ThunderAgent(thunderagent::Config {
+            max_held: 3,
+            hold_timeout_s: Some(5.0),
+            max_programs: PROGRAMS - 2,
+            home_wait_s: 2.0,
+            patience_s: 3.0,
+            ..config
+        }),
         Config::Continuum(config) => Config::Continuum(continuum::Config {
             max_held: 3,
             hold_timeout_s: 5.0,
@@ -412,41 +445,6 @@ fn tight(config: Config) -> Config {
             ..config
         }),
     }
-}
-
-/// The policy in its other modes, with the same low bounds.
-fn variants(config: &Config) -> Vec<Config> {
-    let Config::Continuum(_) = config else {
-        return Vec::new();
-    };
-    let Config::Continuum(low) = tight(config.clone()) else {
-        return Vec::new();
-    };
-    let low = continuum::Config {
-        few_gaps: 2,
-        max_in_flight: Some(2),
-        ..low
-    };
-    [
-        continuum::Config {
-            pressure: continuum::Pressure::Seniority,
-            cold_start: continuum::ColdStart::Exponential,
-            ..low.clone()
-        },
-        continuum::Config {
-            pressure: continuum::Pressure::Any,
-            backfill: true,
-            ..low.clone()
-        },
-        continuum::Config {
-            ttl_mode: continuum::TtlMode::Fixed,
-            lru_guard: false,
-            max_in_flight: None,
-            ..low
-        },
-    ]
-    .map(Config::Continuum)
-    .to_vec()
 }
 
 fn settings() -> ProptestConfig {
@@ -465,9 +463,7 @@ proptest! {
     #[test]
     fn every_policy_obeys_the_laws_drains_and_repeats_itself(moves in moves()) {
         for name in Config::NAMES {
-            let config = Config::by_name(name).unwrap();
-            let modes = modes(name).into_iter().flat_map(|mode| [tight(mode.clone()), mode]);
-            for config in variants(&config).into_iter().chain(modes) {
+            for config in modes(name).into_iter().flat_map(|mode| [tight(mode.clone()), mode]) {
                 config.validate().unwrap();
                 let first = run(&config, &moves);
                 prop_assert_eq!(first, run(&config, &moves), "P3: {} differs from itself", name);

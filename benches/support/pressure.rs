@@ -78,7 +78,7 @@ pub(crate) fn replay(policy: &mut dyn Policy, events: &[(Time, Event)]) -> usize
 }
 
 /// The policy called `name`, with bounds that `programs` programs do not reach.
-pub(crate) fn config(name: &str, programs: u32) -> Config {
+fn config(name: &str, programs: u32) -> Config {
     match Config::by_name(name).expect("a name of the registry") {
         Config::Baseline(config) => Config::Baseline(config),
         Config::ThunderReact(config) => Config::ThunderReact(thunderreact::Config {
