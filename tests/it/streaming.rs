@@ -231,8 +231,10 @@ async fn a_stream_may_wait_for_its_first_token_as_long_as_any_request_for_its_fi
     let answer = fixture("chat-stream-usage");
     // vLLM sends the head at once; what follows waits in its queue.
     let mut stream = stub.call().await.stream(&answer).await;
-    let reply = asking.await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut reply = asking.await.unwrap();
+    // Nothing may come meanwhile, and an error would.
+    let silence = tokio::time::timeout(Duration::from_millis(100), reply.expect(b"data: "));
+    assert!(silence.await.is_err());
     stream.frame(&answer.body).await;
     stream.end().await;
     assert!(reply.bytes().await.ends_with(b"data: [DONE]\n\n"));

@@ -31,6 +31,7 @@ import urllib.parse
 import zlib
 
 SAME_ITERATION_S = 0.010
+ATTEMPTS = 3
 PATIENCE_S = 60
 FLUSH_TOKENS = 3040
 COUNTERS = {
@@ -259,10 +260,18 @@ def main():
     print(f"{'scenario':{width}} | {'real: cached, preemptions':30} | {'engine':30} | same?")
     failed = 0
     for number, scenario in enumerate(chosen):
-        outcomes, differences = compare(scenario, real, engine, f"{salt}/{number}")
+        # The servers run in real time, so a busy machine can move a request past an iteration. What differs by
+        # design differs every time; what differed only by timing is shown, with the attempt that agreed.
+        for attempt in range(1, ATTEMPTS + 1):
+            outcomes, differences = compare(scenario, real, engine, f"{salt}/{number}/{attempt}")
+            if not differences:
+                break
+            if attempt < ATTEMPTS:
+                print(f"    attempt {attempt} of {scenario['name']!r} differed: {'; '.join(differences)}", flush=True)
         failed += bool(differences)
         left, right = (brief(outcome) for outcome in outcomes)
-        print(f"{scenario['name']:{width}} | {left:30} | {right:30} | {'NO' if differences else 'yes'}", flush=True)
+        same = "NO" if differences else "yes" if attempt == 1 else f"yes, attempt {attempt}"
+        print(f"{scenario['name']:{width}} | {left:30} | {right:30} | {same}", flush=True)
         for difference in differences:
             print(f"    {difference}", flush=True)
     print(f"{len(chosen) - failed} passed, {failed} failed")
