@@ -28,14 +28,14 @@ impl Time {
         Self(millis.saturating_mul(1_000_000))
     }
 
-    /// The moment `secs` seconds after the run began; negative and NaN read as zero.
+    /// The moment `secs` seconds after the run began, to the nearest nanosecond; negative and NaN read as zero.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "`as` saturates, as documented"
     )]
     pub fn from_secs_f64(secs: f64) -> Self {
-        Self((secs * 1e9) as u64)
+        Self((secs * 1e9).round() as u64)
     }
 
     /// Nanoseconds since the run began.
@@ -90,6 +90,13 @@ impl fmt::Display for Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_decimals_are_equal_moments() {
+        // 4.1e9 is not representable as 4.1 times 1e9: cut off, it would fall before 2.1 s and 2 s.
+        let sum = Time::from_secs_f64(2.1) + Duration::from_secs(2);
+        assert_eq!(Time::from_secs_f64(4.1), sum);
+    }
 
     #[test]
     fn a_later_start_gives_a_zero_duration_not_a_panic() {

@@ -1,6 +1,6 @@
 //! JSON values as Python's `str` writes them, which is how the references turn an id into a name.
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 /// `str(value)`.
 pub(super) fn text(value: &Value) -> String {
@@ -19,7 +19,7 @@ fn repr(value: &Value) -> String {
         Value::Null => "None".to_owned(),
         Value::Bool(true) => "True".to_owned(),
         Value::Bool(false) => "False".to_owned(),
-        Value::Number(number) => number.to_string(),
+        Value::Number(number) => number_repr(number),
         Value::String(text) => quoted(text),
         Value::Array(items) => format!("[{}]", list(items.iter().map(repr).collect())),
         Value::Object(members) => {
@@ -29,6 +29,22 @@ fn repr(value: &Value) -> String {
             format!("{{{}}}", list(members.collect()))
         }
     }
+}
+
+/// A number: floats have an exponent below 1e-4 and from 1e16 on, of two digits at least.
+fn number_repr(number: &Number) -> String {
+    let Some(value) = number.as_f64().filter(|_| number.is_f64()) else {
+        return number.to_string();
+    };
+    if value.abs() > 0.0 && !(1e-4..1e16).contains(&value.abs()) {
+        let text = format!("{value:e}");
+        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        let (sign, exponent) = exponent
+            .strip_prefix('-')
+            .map_or(('+', exponent), |digits| ('-', digits));
+        return format!("{digits}e{sign}{exponent:0>2}");
+    }
+    format!("{value:?}")
 }
 
 /// A string literal: in single quotes, unless it has those and no double ones.
@@ -45,6 +61,9 @@ fn quoted(text: &str) -> String {
             '\n' => literal.push_str("\\n"),
             '\r' => literal.push_str("\\r"),
             '\t' => literal.push_str("\\t"),
+            '\0'..='\x1f' | '\x7f'..='\u{a0}' => {
+                literal.push_str(&format!("\\x{:02x}", u32::from(char)));
+            }
             char if char == quote => literal.extend(['\\', quote]),
             char => literal.push(char),
         }
@@ -64,6 +83,12 @@ mod tests {
             (json!("a'b"), "a'b"),
             (json!(1.5), "1.5"),
             (json!(1.0), "1.0"),
+            (json!(-0.5e-4), "-5e-05"),
+            (json!(1e16), "1e+16"),
+            (json!(123_456_789_012_345_680.0), "1.2345678901234568e+17"),
+            (json!(1e15), "1000000000000000.0"),
+            (json!(18_446_744_073_709_551_615_u64), "18446744073709551615"),
+            (json!(["\u{1}é"]), "['\\x01é']"),
             (json!([null, true, "x"]), "[None, True, 'x']"),
             (json!({"a": "it's"}), "{'a': \"it's\"}"),
         ] {

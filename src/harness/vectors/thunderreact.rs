@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::entries::Entries;
@@ -22,24 +23,6 @@ use crate::telemetry::scrape::Reading;
 
 /// The backend that a case is about; the others follow it.
 const HERE: BackendId = BackendId(0);
-
-/// A whole file. A kind that is missing has no cases; an unknown one is refused.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    constants: Map<String, Value>,
-    #[serde(default)]
-    pause_resume: Vec<Pressure>,
-    #[serde(default)]
-    transfer: Vec<Pressure>,
-    #[serde(default)]
-    least_loaded: Vec<Placement>,
-    #[serde(default)]
-    metrics_parse: Vec<Metrics>,
-    #[serde(default)]
-    program_id: Vec<Identity>,
-}
 
 /// One look at one backend.
 #[derive(Debug, Deserialize)]
@@ -92,7 +75,7 @@ struct Placement {
     program_id: String,
     backends: Vec<String>,
     /// Requests running and waiting, by backend.
-    load: Vec<(u32, u32)>,
+    load: Vec<(f64, f64)>,
     picked: String,
 }
 
@@ -119,44 +102,68 @@ struct Identity {
     program_id: String,
 }
 
-/// Checks every case of `file`.
+/// Checks every case of `file`. One that is not understood counts as failed.
 ///
 /// # Errors
-/// The file cannot be read, or is not of this format.
+/// The file cannot be read, or is no JSON object.
 pub fn check(file: &Path) -> anyhow::Result<Tally> {
     let text = std::fs::read_to_string(file)?;
-    let cases: File = serde_json::from_str(&text).context("not a file of router cases")?;
-    let mut tally = Tally::default();
+    // Cases are kept as text: parsed into a `Value`, an object's members would lose their order.
+    let kinds: Entries<&RawValue> = serde_json::from_str(&text)
+        .context("not a file of router cases: a JSON object of lists, by kind")?;
     let config = Config {
         mode: Mode::Compat,
         ..Config::default()
     };
-    let ours = constants(&config);
-    for (name, theirs) in &cases.constants {
-        tally.case(
-            &format!("constants {name}"),
-            equal(&Some(theirs), &ours.get(name)),
-        );
-    }
-    let pressure = |cases: &[Pressure], kind, tally: &mut Tally| {
-        for (index, case) in cases.iter().enumerate() {
-            tally.case(&format!("{kind} {index}"), case.check(&config));
+    let mut tally = Tally::default();
+    for (kind, cases) in kinds.iter() {
+        if kind == "constants" {
+            check_constants(&config, cases, &mut tally);
+            continue;
         }
-    };
-    pressure(&cases.pause_resume, "pause_resume", &mut tally);
-    pressure(&cases.transfer, "transfer", &mut tally);
-    for (index, case) in cases.least_loaded.iter().enumerate() {
-        tally.case(&format!("least_loaded {index}"), case.check(&config));
-    }
-    for (index, case) in cases.metrics_parse.iter().enumerate() {
-        tally.case(&format!("metrics_parse {index}"), case.check());
-    }
-    for (index, case) in cases.program_id.iter().enumerate() {
-        let ours = program_id(&case.payload);
-        let outcome = equal(&case.program_id, &ours);
-        tally.case(&format!("program_id {index}"), outcome);
+        match serde_json::from_str::<Vec<&RawValue>>(cases.get()) {
+            Ok(cases) => {
+                for (index, case) in cases.into_iter().enumerate() {
+                    tally.case(&format!("{kind} {index}"), check_case(&config, kind, case));
+                }
+            }
+            Err(error) => tally.case(kind, Err(format!("not a list of cases: {error}"))),
+        }
     }
     Ok(tally)
+}
+
+fn check_constants(config: &Config, theirs: &RawValue, tally: &mut Tally) {
+    let ours = constants(config);
+    match serde_json::from_str::<Map<String, Value>>(theirs.get()) {
+        Ok(theirs) => {
+            for (name, theirs) in &theirs {
+                let outcome = equal(&Some(theirs), &ours.get(name));
+                tally.case(&format!("constants {name}"), outcome);
+            }
+        }
+        Err(error) => tally.case("constants", Err(format!("not an object: {error}"))),
+    }
+}
+
+fn check_case(config: &Config, kind: &str, case: &RawValue) -> Result<(), String> {
+    match kind {
+        "pause_resume" | "transfer" => read::<Pressure>(case)?.check(config),
+        "least_loaded" => read::<Placement>(case)?.check(config),
+        "metrics_parse" => read::<Metrics>(case)?.check(),
+        "program_id" => {
+            let Identity {
+                payload,
+                program_id: theirs,
+            } = read(case)?;
+            equal(&theirs, &program_id(&payload))
+        }
+        _ => Err("unknown kind of case".to_owned()),
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(case: &'a RawValue) -> Result<T, String> {
+    serde_json::from_str(case.get()).map_err(|error| format!("not understood: {error}"))
 }
 
 fn equal<T: PartialEq + std::fmt::Debug>(theirs: &T, ours: &T) -> Result<(), String> {
@@ -237,9 +244,10 @@ impl Pressure {
 impl Placement {
     fn check(&self, config: &Config) -> Result<(), String> {
         let mut scene = Scene::new(config, self.backends.iter().skip(1))?;
+        equal(&self.backends.len(), &self.load.len()).map_err(|why| format!("loads: {why}"))?;
         for (place, (running, waiting)) in (0_u16..).zip(&self.load) {
             scene.backend(BackendId(place), 0.0, true);
-            scene.sample(BackendId(place), None, (*running, *waiting));
+            scene.sample(BackendId(place), None, (count(*running)?, count(*waiting)?));
         }
         let decisions = scene.tell(Time::ZERO, &arrival(&self.program_id));
         let [Decision::Admit { backend, .. }] = decisions.as_slice() else {
@@ -247,6 +255,15 @@ impl Placement {
         };
         equal(&Some(&self.picked), &self.backends.get(backend.index()))
     }
+}
+
+/// A number of requests, which the router keeps as a float.
+fn count(requests: f64) -> Result<u32, String> {
+    let whole = Tokens::from_f64(requests);
+    let count = u32::try_from(whole.0).ok();
+    count
+        .filter(|_| whole.as_f64() >= requests && requests >= 0.0)
+        .ok_or_else(|| format!("not a number of requests: {requests}"))
 }
 
 fn arrival(name: &str) -> Event {
@@ -348,21 +365,27 @@ impl Scene {
         Ok(())
     }
 
-    fn state(&self, program: &Program) -> Result<ProgramState, String> {
-        let place = |url: &String| {
-            let place = self.urls.iter().position(|known| known == url);
-            let place = place.and_then(|place| u16::try_from(place).ok());
-            place
-                .map(BackendId)
-                .ok_or_else(|| format!("no backend {url}"))
-        };
+    /// A backend by its URL. One that the case does not list is not up.
+    fn place(&mut self, url: &String) -> Result<BackendId, String> {
+        let known = self.urls.iter().position(|known| known == url);
+        let place = known.unwrap_or_else(|| {
+            self.urls.push(url.clone());
+            self.urls.len() - 1
+        });
+        let place = u16::try_from(place).map_err(|error| error.to_string())?;
+        Ok(BackendId(place))
+    }
+
+    fn state(&mut self, program: &Program) -> Result<ProgramState, String> {
+        let target = program.transfer_target.as_ref();
+        let transfer = target.map(|url| self.place(url)).transpose()?;
         Ok(ProgramState {
             context: Tokens(program.context_len),
             steps: program.step_count,
             in_flight: program.inflight,
             paused: program.paused,
             pause_requested: program.pause_requested,
-            transfer: program.transfer_target.as_ref().map(place).transpose()?,
+            transfer,
         })
     }
 
@@ -387,6 +410,38 @@ impl Scene {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check_text(text: &str) -> Tally {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        check(file.path()).unwrap()
+    }
+
+    #[test]
+    fn a_case_that_is_not_understood_fails_and_the_others_are_checked() {
+        let tally = check_text(
+            r#"{"constants": {"PAUSE_STEP": 0.2, "SLEEP_S": 0.5}, "overflow": [{"now": 1}, 2],
+            "program_id": [{"payload": {"job_id": 42}, "program_id": "42"}, {"payload": {}},
+                {"payload": {"job_id": 1}, "program_id": "1", "is_last_step": true}],
+            "least_loaded": 7}"#,
+        );
+        assert_eq!((tally.passed, tally.failed), (2, 6), "{:?}", tally.lines);
+        assert!(tally.lines[0].starts_with("constants SLEEP_S: expected"));
+        assert_eq!(tally.lines[1], "overflow 0: unknown kind of case");
+        assert!(tally.lines[4].contains("unknown field `is_last_step`"));
+    }
+
+    #[test]
+    fn a_target_that_no_one_lists_is_carried_along() {
+        let program = |paused: bool| {
+            json!({"context_len": 7, "step_count": 1, "inflight": false, "paused": paused,
+                "pause_requested": false, "transfer_target": "http://z"})
+        };
+        let case = json!({"pause_resume": [{"usage": 0.1, "now": 1000.0,
+            "programs": {"p": program(true)}, "changed": {"p": program(false)}}]});
+        let tally = check_text(&case.to_string());
+        assert_eq!((tally.passed, tally.failed), (1, 0), "{:?}", tally.lines);
+    }
 
     #[test]
     fn a_name_is_looked_for_where_the_router_looks() {

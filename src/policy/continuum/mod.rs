@@ -128,19 +128,19 @@ impl Continuum {
         self.estimates.gap_ended(&self.config, kind, gap);
     }
 
-    /// The program's next arrival, which is due now, repeats a step that its backend failed, although the policy
-    /// has not seen the failure: it goes before everyone else.
-    pub fn expect_retry(&mut self, now: Time, id: ProgramId) {
+    /// Says whether the program's next arrival, which is due now, repeats a step that its backend failed, and goes
+    /// before everyone else; without a word, it does if the policy saw the failure.
+    pub fn expect_retry(&mut self, now: Time, id: ProgramId, retry: bool) {
         if let Some(program) = self.enter(now, id) {
-            program.failed = true;
+            program.failed = retry;
         }
     }
 
     /// Takes one event; `alone` if it is the only one of its moment. Returns whether there is something to decide.
     fn take_in(&mut self, now: Time, event: &Event, alone: bool, out: &mut Decisions) -> bool {
         // A request that arrives in the moment of expiry still finds its room; a later one does not, however
-        // late the tick.
-        let late = self.expire(|expires| expires < now);
+        // late the tick. Among events of one moment only the tick at their end lets pins expire.
+        let late = alone && self.expire(|expires| expires < now);
         self.roster.observe(event);
         let due = match *event {
             Event::Arrive(arrival) => self.arrive(now, arrival, alone, out),
@@ -148,7 +148,7 @@ impl Continuum {
                 request,
                 outcome,
                 usage,
-            } => self.finish(now, request, (outcome, usage)),
+            } => self.finish(now, request, (outcome, usage), alone),
             Event::ToolGap { program, kind } => self.tool_gap(now, program, kind),
             Event::Release { program } => self.release(program),
             Event::BackendUp { .. } => true,
@@ -207,8 +207,10 @@ impl Continuum {
         let mut gap = None;
         let mut retry = false;
         if let Some(program) = self.enter(now, id) {
-            gap = program.gap.take();
             retry = std::mem::take(&mut program.failed);
+            if !retry {
+                gap = program.gap.take();
+            }
             if let Some(shared) = arrival.shared {
                 program.shares(shared);
             }
@@ -226,12 +228,15 @@ impl Continuum {
         now: Time,
         request: RequestId,
         (outcome, usage): (Outcome, Option<Usage>),
+        alone: bool,
     ) -> bool {
         if let Some(held) = self.waiting.remove(request) {
             if let Some(id) = held.arrival.program {
                 self.uncall(id);
             }
-            self.expire(|expires| expires <= now);
+            if alone {
+                self.expire(|expires| expires <= now);
+            }
             return true;
         }
         let Some(flight) = self.roster.finish(request) else {
