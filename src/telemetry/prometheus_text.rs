@@ -120,6 +120,13 @@ fn parse(line: &str, number: usize) -> Result<Sample<'_>, LineError> {
     })
 }
 
+/// Whether a metric may have this name.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with(|c: char| c.is_ascii_digit())
+        && text.chars().all(is_name_char)
+}
+
 const fn is_name_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | ':')
 }

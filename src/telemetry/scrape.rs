@@ -135,7 +135,7 @@ impl Scrape {
 }
 
 /// What the reference router reads from a `/metrics` text. It knows only the newest names, and where one line is
-/// malformed it takes the first line of each name instead of all.
+/// malformed it takes the first line of each name instead of all. Samples without a `# TYPE` line are not summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {
     /// KV cache usage, 0–1, the highest of the engines; `None`: as before.
@@ -159,26 +159,42 @@ impl Reading {
         reading
     }
 
-    /// Every sample; `None` where a line is malformed. A metric that is there but has no finite sample counts 0,
-    /// usage excepted.
+    /// Every metric, a later one of the same name instead of an earlier; `None` where a line is malformed.
     fn strict(text: &str) -> Option<Self> {
         let mut reading = Self::default();
-        for sample in prometheus_text::samples(text) {
-            let sample = sample.ok()?;
-            let value = Some(sample.value).filter(|value| value.is_finite());
-            let sum = |old: Option<f64>| Some(old.unwrap_or(0.0) + value.unwrap_or(0.0));
-            match sample.name {
-                Self::USAGE => {
-                    let highest =
-                        value.map(|value| reading.usage.map_or(value, |old| old.max(value)));
-                    reading.usage = highest.or(reading.usage);
+        let mut open: Option<Family<'_>> = None;
+        for line in text.lines().map(str::trim) {
+            let next = if line.starts_with('#') {
+                Family::announced(line, open.as_ref())?
+            } else if let Some(sample) = prometheus_text::samples(line).next() {
+                let sample = sample.ok()?;
+                if let Some(family) = open.as_mut().filter(|family| family.owns(sample.name)) {
+                    family.take(&sample);
+                    continue;
                 }
-                Self::RUNNING => reading.running = sum(reading.running),
-                Self::WAITING => reading.waiting = sum(reading.waiting),
-                _ => {}
+                reading.close(open.take());
+                reading.close(Some(Family::alone(&sample)));
+                None
+            } else {
+                None
+            };
+            if next.is_some() {
+                reading.close(std::mem::replace(&mut open, next));
             }
         }
+        reading.close(open);
         Some(reading)
+    }
+
+    /// Takes what a metric says. One that is there but has no finite sample counts 0, usage excepted.
+    fn close(&mut self, family: Option<Family<'_>>) {
+        let Some(family) = family else { return };
+        match family.told_as() {
+            Self::USAGE => self.usage = family.highest.or(self.usage),
+            Self::RUNNING => self.running = Some(family.sum),
+            Self::WAITING => self.waiting = Some(family.sum),
+            _ => {}
+        }
     }
 
     /// The first finite value among the lines that begin with each name.
@@ -195,6 +211,95 @@ impl Reading {
             running: first(Self::RUNNING),
             waiting: first(Self::WAITING),
         }
+    }
+}
+
+/// One metric as the reference router's parser groups samples: those after a `# HELP` or `# TYPE` line of their
+/// name belong together; any other sample is a metric of its own.
+#[derive(Debug, Default)]
+struct Family<'a> {
+    name: &'a str,
+    kind: &'a str,
+    /// The highest finite sample of the metric's own name.
+    highest: Option<f64>,
+    /// The finite samples of the metric's own name, summed.
+    sum: f64,
+}
+
+impl<'a> Family<'a> {
+    /// The metric that a comment announces, if it is not the open one; `None` where the comment is malformed.
+    fn announced(line: &'a str, open: Option<&Self>) -> Option<Option<Self>> {
+        let mut words = line.split_whitespace().skip(1);
+        let (word, name, kind) = (words.next(), words.next(), words.next());
+        let kind = match (word, kind) {
+            (Some("TYPE"), kind) => Some(kind.filter(|kind| Self::KINDS.contains(kind))?),
+            (Some("HELP"), _) => None,
+            _ => return Some(None),
+        };
+        let name = name.filter(|name| prometheus_text::is_name(name))?;
+        let known = open.filter(|family| family.name == name);
+        if known.is_some_and(|family| kind.is_none_or(|kind| family.kind == kind)) {
+            return Some(None);
+        }
+        let kind = kind.unwrap_or("untyped");
+        let known = known.filter(|_| kind != "counter");
+        let (highest, sum) = known.map_or((None, 0.0), |family| (family.highest, family.sum));
+        Some(Some(Self {
+            name,
+            kind,
+            highest,
+            sum,
+        }))
+    }
+
+    const KINDS: [&'static str; 9] = [
+        "counter",
+        "gauge",
+        "summary",
+        "histogram",
+        "gaugehistogram",
+        "unknown",
+        "untyped",
+        "info",
+        "stateset",
+    ];
+
+    /// A sample that nothing announced.
+    fn alone(sample: &Sample<'a>) -> Self {
+        let mut family = Self {
+            name: sample.name,
+            ..Self::default()
+        };
+        family.take(sample);
+        family
+    }
+
+    /// Whether a sample of this name belongs to the metric.
+    fn owns(&self, sample: &str) -> bool {
+        let part = sample.strip_prefix(self.name);
+        part.is_some_and(|part| match self.kind {
+            "histogram" => matches!(part, "_count" | "_sum" | "_bucket"),
+            "summary" => matches!(part, "" | "_count" | "_sum"),
+            _ => part.is_empty(),
+        })
+    }
+
+    fn take(&mut self, sample: &Sample<'_>) {
+        // A counter's samples are told under its name with `_total`, which nobody asks for.
+        let own = sample.name == self.name && self.kind != "counter";
+        if own && sample.value.is_finite() {
+            self.highest = Some(
+                self.highest
+                    .map_or(sample.value, |old| old.max(sample.value)),
+            );
+            self.sum += sample.value;
+        }
+    }
+
+    /// The name that the parser gives the metric.
+    fn told_as(&self) -> &'a str {
+        let bare = self.name.strip_suffix("_total");
+        bare.filter(|_| self.kind == "counter").unwrap_or(self.name)
     }
 }
 
@@ -332,6 +437,30 @@ mod tests {
         let scrape = Scrape::parse("vllm:kv_cache_usage_perc NaN");
         assert_eq!(scrape.kv_usage, None);
         assert_eq!(scrape.usage_lines[0].value, "NaN");
+    }
+
+    #[test]
+    fn the_reference_router_sums_only_what_was_announced() {
+        let engines = "vllm:num_requests_running{engine=\"0\"} 3\nvllm:num_requests_running{engine=\"1\"} 4\n";
+        let running = |before: &str, after: &str| {
+            Reading::parse(&format!("{before}{engines}{after}")).running
+        };
+        let gauge = "# TYPE vllm:num_requests_running gauge\n";
+        assert_eq!(running(gauge, ""), Some(7.0));
+        assert_eq!(
+            running("# HELP vllm:num_requests_running x\n", ""),
+            Some(7.0)
+        );
+        assert_eq!(running("", ""), Some(4.0));
+        assert_eq!(running("# TYPE other gauge\n", gauge), Some(0.0));
+        assert_eq!(
+            running("# TYPE vllm:num_requests_running counter\n", ""),
+            Some(0.0)
+        );
+        assert_eq!(
+            running("", "# TYPE vllm:num_requests_running unheard\n"),
+            Some(3.0)
+        );
     }
 
     #[test]

@@ -328,7 +328,8 @@ impl Scene {
         ensure!(!self.live.contains_key(&request), "{name} arrives twice");
         let retry = flag(event, 4)?.unwrap_or(false);
         self.policy.expect_retry(self.now, program, retry);
-        let last_step = flag(event, 5)?.unwrap_or(false) || self.last.iter().any(|last| last == name);
+        let last_step =
+            flag(event, 5)?.unwrap_or(false) || self.last.iter().any(|last| last == name);
         let running = false;
         self.live.insert(request, Live { program, running });
         self.absorb(&Event::Arrive(Arrival {
@@ -617,8 +618,7 @@ mod tests {
     use super::*;
 
     fn scenario(events: &Value, expected: &Value) -> anyhow::Result<()> {
-        let case =
-            json!({"config": {}, "events": events, "until": 99.0, "expected": expected});
+        let case = json!({"config": {}, "events": events, "until": 99.0, "expected": expected});
         run(&case.to_string())
     }
 
@@ -752,7 +752,10 @@ mod tests {
                 fourth
             ])
         };
-        let [p1, p2] = [json!([3, "unpin", "P1", "ttl", 100]), json!([3, "unpin", "P2", "ttl", 200])];
+        let [p1, p2] = [
+            json!([3, "unpin", "P1", "ttl", 100]),
+            json!([3, "unpin", "P2", "ttl", 200]),
+        ];
         assert!(scenario(&events, &expected([p1.clone(), p2.clone()])).is_ok());
         assert!(scenario(&events, &expected([p2, p1.clone()])).is_ok());
         assert!(scenario(&events, &expected([p1.clone(), p1])).is_err());

@@ -13,7 +13,6 @@ mod python;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::ValueEnum;
 
 /// Options of `kvgate check-vectors`.
@@ -38,10 +37,11 @@ pub enum Kind {
     Continuum,
 }
 
-/// Checks every file, and writes one line per failed case and the sums on the last.
+/// Checks every file, and writes one line per failed case and the sums on the last. A file that cannot be read or
+/// is not of its kind's format counts as one failed case.
 ///
 /// # Errors
-/// A file cannot be read or is not of its kind's format, or `out` cannot be written.
+/// `out` cannot be written.
 pub fn check(args: &VectorsArgs, out: &mut impl Write) -> anyhow::Result<Tally> {
     let mut sum = Tally::default();
     for file in &args.files {
@@ -50,7 +50,10 @@ pub fn check(args: &VectorsArgs, out: &mut impl Write) -> anyhow::Result<Tally> 
             Kind::Thunderagent => thunderagent::check(file),
             Kind::Continuum => continuum::check(file),
         };
-        sum.add(tally.with_context(|| file.display().to_string())?);
+        match tally {
+            Ok(tally) => sum.add(tally),
+            Err(error) => sum.case(&file.display().to_string(), Err(format!("{error:#}"))),
+        }
     }
     sum.write(out)?;
     Ok(sum)
@@ -63,7 +66,7 @@ pub struct Tally {
     pub passed: usize,
     /// Cases that did not.
     pub failed: usize,
-    /// One line per failed case: its name, what was expected and what came.
+    /// One line per failed case: its name, what was expected and what came; and one per file passed over.
     pub lines: Vec<String>,
 }
 
@@ -77,6 +80,11 @@ impl Tally {
                 self.lines.push(format!("{name}: {difference}"));
             }
         }
+    }
+
+    /// Notes a file without cases of this kind.
+    pub fn pass_over(&mut self, why: &str) {
+        self.lines.push(format!("passed over: {why}"));
     }
 
     /// Writes one line per failed case, and the sums on the last.
@@ -101,6 +109,29 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_fails_and_the_others_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = folder.path().join("good.json");
+        std::fs::write(
+            &good,
+            r#"{"program_id": [{"payload": {}, "program_id": "default"}]}"#,
+        )
+        .unwrap();
+        let args = VectorsArgs {
+            kind: Kind::Thunderreact,
+            files: vec![folder.path().join("missing.json"), good],
+        };
+        let mut out = Vec::new();
+        let tally = check(&args, &mut out).unwrap();
+        assert_eq!((tally.passed, tally.failed), (1, 1));
+        assert!(
+            String::from_utf8(out)
+                .unwrap()
+                .ends_with("1 passed, 1 failed\n")
+        );
+    }
 
     #[test]
     fn the_last_line_has_the_sums() {

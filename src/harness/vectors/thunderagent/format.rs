@@ -18,10 +18,11 @@ pub(super) enum OneOrMore {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Case {
-    pub(super) name: Option<String>,
     pub(super) input: Input,
     pub(super) expected_decisions: Option<Vec<Value>>,
     pub(super) observed: Option<Observed>,
+    #[serde(default = "yes", rename = "match")]
+    pub(super) matched: bool,
 }
 
 #[derive(Debug, Deserialize)]

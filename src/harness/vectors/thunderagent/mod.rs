@@ -2,7 +2,8 @@
 //!
 //! `input` has a configuration, backends, programs and operations; `expected_decisions` and `observed.events` are
 //! what the original did, `observed.after` its state at the end. Times are seconds from a clock that starts at
-//! 1000; a request body is given by its length in characters. Files without `input` are no scheduler cases.
+//! 1000; a request body is given by its length in characters. A file with none of these keys holds no scheduler
+//! case and is passed over, with a word.
 
 mod format;
 
@@ -13,7 +14,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::format::{After, Case, Input, OneOrMore, Op, Program, Settings, State, Status};
+use self::format::{After, Case, Input, Observed, OneOrMore, Op, Program, Settings, State, Status};
 use super::Tally;
 use crate::policy::estimate::CharsPerToken;
 use crate::policy::thunderagent::{Act, Config, Mode, Original, ProgramState};
@@ -24,10 +25,10 @@ use crate::policy::{
 /// Where the clock of every case starts.
 const START: f64 = 1000.0;
 
-/// Checks every case of `file`.
+/// Checks every case of `file`. One that is not understood counts as failed.
 ///
 /// # Errors
-/// The file cannot be read, or is not of this format.
+/// The file cannot be read, or is not JSON.
 pub fn check(file: &Path) -> anyhow::Result<Tally> {
     let text = std::fs::read_to_string(file)?;
     let cases: OneOrMore = serde_json::from_str(&text).context("not JSON")?;
@@ -37,14 +38,25 @@ pub fn check(file: &Path) -> anyhow::Result<Tally> {
         OneOrMore::One(case) => vec![case],
     };
     for (index, case) in cases.into_iter().enumerate() {
-        if case.get("input").is_none() {
+        if is_other(&case) {
+            tally.pass_over(&format!("{} holds no scheduler case", file.display()));
             continue;
         }
-        let case = Case::deserialize(case).context("not a scheduler case")?;
-        let name = case.name.clone().unwrap_or_else(|| format!("case {index}"));
-        tally.case(&name, case.check());
+        let name = case.get("name").and_then(Value::as_str);
+        let name = name.map_or_else(|| format!("case {index}"), str::to_owned);
+        let case = Case::deserialize(case).map_err(|error| format!("not understood: {error}"));
+        tally.case(&name, case.and_then(|case| case.check()));
     }
     Ok(tally)
+}
+
+/// Whether this is an object of another format, such as recorded HTTP exchanges.
+fn is_other(case: &Value) -> bool {
+    let has = |key| case.get(key).is_some();
+    case.is_object()
+        && !["name", "input", "expected_decisions", "observed"]
+            .into_iter()
+            .any(has)
 }
 
 impl Case {
@@ -53,7 +65,13 @@ impl Case {
         for op in &self.input.ops {
             run.perform(op);
         }
-        if let Some(expected) = &self.expected_decisions {
+        // Written before the original ran; where it then decided otherwise, `match` says so.
+        let foreseen = self.expected_decisions.as_ref();
+        let foreseen = foreseen.filter(|_| self.matched || self.observed.is_none());
+        if foreseen.is_none() && self.observed.is_none() {
+            return Err("says nothing of what the scheduler did".to_owned());
+        }
+        if let Some(expected) = foreseen {
             let short = run.events.iter().filter_map(shortened);
             same(
                 "decisions",
@@ -61,16 +79,19 @@ impl Case {
                 &json!(short.collect::<Vec<_>>()),
             )?;
         }
-        let Some(observed) = &self.observed else {
-            return Ok(());
-        };
-        if let Some(events) = &observed.events {
+        self.observed
+            .as_ref()
+            .map_or(Ok(()), |observed| observed.check(&run))
+    }
+}
+
+impl Observed {
+    fn check(&self, run: &Run) -> Result<(), String> {
+        if let Some(events) = &self.events {
             same("events", &json!(events), &json!(run.events))?;
         }
-        observed
-            .after
-            .as_ref()
-            .map_or(Ok(()), |after| run.compare(after))
+        let after = self.after.as_ref();
+        after.map_or(Ok(()), |after| run.compare(after))
     }
 }
 
@@ -85,10 +106,27 @@ fn shortened(event: &Value) -> Option<Value> {
 }
 
 fn same(what: &str, theirs: &Value, ours: &Value) -> Result<(), String> {
-    if theirs == ours {
+    if equal(theirs, ours) {
         return Ok(());
     }
     Err(format!("{what}: expected {theirs}, came {ours}"))
+}
+
+/// Whether two values are equal; 700 and 700.0 are.
+fn equal(theirs: &Value, ours: &Value) -> bool {
+    match (theirs, ours) {
+        (Value::Number(theirs), Value::Number(ours)) => {
+            theirs == ours || theirs.as_f64() == ours.as_f64()
+        }
+        (Value::Array(theirs), Value::Array(ours)) => {
+            theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(a, b)| equal(a, b))
+        }
+        (Value::Object(theirs), Value::Object(ours)) => {
+            let found = |(key, value)| ours.get(key).is_some_and(|ours| equal(value, ours));
+            theirs.len() == ours.len() && theirs.iter().all(found)
+        }
+        _ => theirs == ours,
+    }
 }
 
 /// A scheduler that runs a case.
@@ -321,4 +359,56 @@ fn config(theirs: &Settings) -> Result<Config, String> {
         hold_timeout_s: Some(settings::duration(f64::INFINITY).as_secs_f64()),
         ..Config::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A new program meets room for it.
+    fn case() -> Value {
+        json!({
+            "name": "new fits",
+            "input": {
+                "backends": [{"url": "b1", "capacity": 1000}],
+                "ops": [{"op": "arrive", "id": "n", "chars": 1000}]
+            },
+            "expected_decisions": [["forward", "n", "b1", true]]
+        })
+    }
+
+    fn check_value(value: &Value) -> Tally {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), value.to_string()).unwrap();
+        check(file.path()).unwrap()
+    }
+
+    #[test]
+    fn a_case_that_is_not_understood_fails_and_the_others_are_checked() {
+        let mut strange = case();
+        strange["input"]["ops"][0]["op"] = json!("arrives");
+        let mut empty = case();
+        empty["input"] = Value::Null;
+        let mut silent = case();
+        silent["expected_decisions"] = Value::Null;
+        let tally = check_value(&json!([strange, case(), empty, silent, 7]));
+        assert_eq!((tally.passed, tally.failed), (1, 4), "{:?}", tally.lines);
+    }
+
+    #[test]
+    fn what_the_original_did_counts_where_it_was_foreseen_wrongly() {
+        let mut case = case();
+        case["observed"] = json!({"events": [["forward", "n", "b1", true]]});
+        case["expected_decisions"] = json!([["wait", "n"]]);
+        assert_eq!(check_value(&case).failed, 1);
+        case["match"] = json!(false);
+        assert_eq!(check_value(&case).passed, 1);
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_passed_over_aloud() {
+        let tally = check_value(&json!({"E01": {"status": 200}}));
+        assert_eq!((tally.passed, tally.failed), (0, 0));
+        assert!(tally.lines[0].contains("holds no scheduler case"));
+    }
 }
