@@ -1,17 +1,18 @@
 //! Program inference on captured traffic, held against the truth: whose step every request is, by its messages
 //! alone.
 //!
-//! Each capture prints one line of the table that the README quotes. A request is *right* if it joins the
-//! program whose last request was the truth's own last one, or begins a program when the truth does; *swapped*
-//! if it joins a twin whose history is equal, message by message, to its own; *wrong* if it joins any other;
-//! *fragmented* if it begins a program without need; *joined* if a program's first request joins another's.
+//! Each capture prints the sums that the README quotes, and one line for every program of the truth. A request is
+//! *right* if it joins the program whose last request was the truth's own last one, or begins a program when the
+//! truth does; *swapped* if it joins a twin whose history is equal, message by message, to its own; *wrong* if it
+//! joins any other; *fragmented* if it begins a program without need; *joined* if a program's first request joins
+//! another's. *By seed* are those that only their seed told from twins, *ambiguous* those that nothing did.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test may stop at the first surprise, and says what it measured"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -28,19 +29,23 @@ struct Step {
     program: String,
     role: String,
     model: String,
+    seed: Option<u64>,
     messages: Vec<Value>,
     reply: Value,
     /// When it arrived and when its reply had passed, in microseconds.
     us: [u64; 2],
 }
 
-/// What became of a role's requests.
+/// What became of a program's requests, or of a role's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tally {
-    programs: usize,
+    /// Names that the inference gave to programs that began.
+    names: BTreeSet<InferredId>,
     requests: usize,
     right: usize,
-    /// Of the right and swapped ones: those that several programs could have taken.
+    /// Those that several programs could have taken, and one had their seed.
+    by_seed: usize,
+    /// Those that several programs could have taken.
     ambiguous: usize,
     swapped: usize,
     wrong: usize,
@@ -53,16 +58,33 @@ impl Tally {
     const fn misassigned(&self) -> usize {
         self.swapped + self.wrong + self.fragmented + self.joined
     }
+
+    fn add(&mut self, other: &Self) {
+        self.names.extend(&other.names);
+        for (sum, part) in [
+            (&mut self.requests, other.requests),
+            (&mut self.right, other.right),
+            (&mut self.by_seed, other.by_seed),
+            (&mut self.ambiguous, other.ambiguous),
+            (&mut self.swapped, other.swapped),
+            (&mut self.wrong, other.wrong),
+            (&mut self.fragmented, other.fragmented),
+            (&mut self.joined, other.joined),
+        ] {
+            *sum += part;
+        }
+    }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:8} {:8} {:6} {:9} {:7} {:5} {:10} {:6}",
-            self.programs,
+            "{:5} {:8} {:6} {:7} {:9} {:7} {:5} {:10} {:6}",
+            self.names.len(),
             self.requests,
             self.right,
+            self.by_seed,
             self.ambiguous,
             self.swapped,
             self.wrong,
@@ -97,8 +119,8 @@ fn judge(name: &str, steps: &[Step]) -> Judge {
             Kind::Replied => judge.replied(now, i, &steps[i]),
         }
     }
-    for (role, tally) in &judge.tallies {
-        println!("{name:24} {role:6} {tally}");
+    for role in ["agent", "user"] {
+        println!("{name:24} {role:8} {}", judge.role(role));
     }
     judge
 }
@@ -110,8 +132,8 @@ struct Judge {
     held: BTreeMap<InferredId, (String, Vec<Value>)>,
     /// Truth's programs, by the messages of their last request.
     truth: BTreeMap<String, Vec<Value>>,
-    /// By role.
-    tallies: BTreeMap<String, Tally>,
+    /// By program of the truth, with its role.
+    programs: BTreeMap<String, (String, Tally)>,
     /// Programs that were said to be over, and those of them whose simulation was not.
     ended: usize,
     ended_wrongly: usize,
@@ -127,7 +149,7 @@ impl Judge {
             tickets: BTreeMap::new(),
             held: BTreeMap::new(),
             truth: BTreeMap::new(),
-            tallies: BTreeMap::new(),
+            programs: BTreeMap::new(),
             ended: 0,
             ended_wrongly: 0,
         }
@@ -135,9 +157,15 @@ impl Judge {
 
     fn arrived(&mut self, now: Time, i: usize, step: &Step) {
         let text = serde_json::to_vec(&step.messages).unwrap();
+        let seed = step.seed.map(|seed| seed.to_string());
         let conversation = Conversation::read(&step.model, &text).unwrap();
+        let conversation = conversation.with_seed(seed.as_deref().map(str::as_bytes));
         let inferred = self.infer.arrive(now, &conversation).unwrap();
-        let tally = self.tallies.entry(step.role.clone()).or_default();
+        let fresh = || (step.role.clone(), Tally::default());
+        let (_, tally) = self
+            .programs
+            .entry(step.program.clone())
+            .or_insert_with(fresh);
         let before = self
             .truth
             .insert(step.program.clone(), step.messages.clone());
@@ -146,7 +174,8 @@ impl Judge {
             (step.program.clone(), step.messages.clone()),
         );
         tally.requests += 1;
-        tally.programs += usize::from(before.is_none());
+        tally.names.insert(inferred.ticket.program);
+        tally.by_seed += usize::from(inferred.by == Match::Seed);
         tally.ambiguous += usize::from(inferred.by == Match::Twins);
         let field = match (before, held) {
             (None, None) => &mut tally.right,
@@ -177,6 +206,22 @@ impl Judge {
     }
 }
 
+impl Judge {
+    fn print_programs(&self, name: &str) {
+        for (program, (_, tally)) in &self.programs {
+            println!("{name:24} {program:8} {tally}");
+        }
+    }
+
+    /// The sum of a role's programs.
+    fn role(&self, role: &str) -> Tally {
+        let mut sum = Tally::default();
+        let tallies = self.programs.values().filter(|(of, _)| of == role);
+        tallies.for_each(|(_, tally)| sum.add(tally));
+        sum
+    }
+}
+
 /// Reads a capture; its README says how it is written.
 fn capture(name: &str) -> Vec<Step> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/infer");
@@ -203,6 +248,7 @@ fn capture(name: &str) -> Vec<Step> {
             program: word("program"),
             role: word("role"),
             model: word("model"),
+            seed: request["seed"].as_u64(),
             messages: history.clone(),
             reply: messages[number(&request["reply"])].clone(),
             us: [0, 1].map(|i| request["us"][i].as_u64().unwrap()),
@@ -213,7 +259,7 @@ fn capture(name: &str) -> Vec<Step> {
 
 fn header() {
     println!(
-        "capture                  role   programs requests  right ambiguous swapped wrong fragmented joined"
+        "capture                  program  names requests  right by seed ambiguous swapped wrong fragmented joined"
     );
 }
 
@@ -231,14 +277,31 @@ fn assert_only_swaps(tally: &Tally) {
 }
 
 #[test]
-fn no_agent_step_of_36_simulations_at_once_goes_astray() {
+fn no_step_of_36_simulations_at_once_goes_astray() {
     header();
     let judged = judge("retail, 36 at once", &capture("retail-36.jsonl"));
-    let (agent, user) = (&judged.tallies["agent"], &judged.tallies["user"]);
-    assert_eq!((agent.programs, agent.requests), (36, 318));
-    assert_eq!(agent.right, agent.requests);
-    assert_only_swaps(user);
+    judged.print_programs("retail, 36 at once");
+    assert_eq!(judged.programs.len(), 72);
+    for (role, requests) in [("agent", 318), ("user", 180)] {
+        let tally = judged.role(role);
+        assert_eq!((tally.requests, tally.right), (requests, requests));
+    }
+    assert!(judged.role("user").by_seed > 0, "or no twins met");
     // Every simulator ended by its mark, and each took its own agent along.
+    assert_eq!((judged.ended, judged.ended_wrongly), (72, 0));
+}
+
+#[test]
+fn without_their_seeds_only_simulators_with_equal_histories_are_swapped() {
+    header();
+    let mut steps = capture("retail-36.jsonl");
+    for step in &mut steps {
+        step.seed = None;
+    }
+    let judged = judge("the same without seeds", &steps);
+    judged.print_programs("the same without seeds");
+    assert_eq!(judged.role("agent").right, 318);
+    assert_only_swaps(&judged.role("user"));
     assert_eq!((judged.ended, judged.ended_wrongly), (72, 0));
 }
 
@@ -246,11 +309,11 @@ fn no_agent_step_of_36_simulations_at_once_goes_astray() {
 fn a_client_that_rewrites_replies_and_asks_experts_is_followed() {
     header();
     let judged = judge("rewriting client", &capture("fork-6.jsonl"));
-    for tally in judged.tallies.values() {
-        assert_eq!(tally.right, tally.requests);
+    judged.print_programs("rewriting client");
+    for (_, tally) in judged.programs.values() {
+        assert_eq!((tally.right, tally.names.len()), (tally.requests, 1));
     }
-    let programs = judged.tallies.values().map(|tally| tally.programs);
-    assert_eq!(programs.sum::<usize>(), 6);
+    assert_eq!(judged.programs.len(), 6);
 }
 
 #[test]
@@ -259,9 +322,11 @@ fn of_32_simulations_at_once_no_agent_step_goes_astray_though_their_openings_col
     for seed in 0..4 {
         let steps = generate(seed, 96, 32, Opening::Call);
         let judged = judge(&format!("generated, seed {seed}"), &steps);
-        assert_within_one_percent(&judged.tallies["agent"]);
-        assert_only_swaps(&judged.tallies["agent"]);
-        assert_only_swaps(&judged.tallies["user"]);
+        let mut both = judged.role("agent");
+        assert_eq!(both.misassigned(), 0, "{both:?}");
+        assert_only_swaps(&judged.role("user"));
+        both.add(&judged.role("user"));
+        assert_within_one_percent(&both);
         assert_eq!(judged.ended_wrongly, 0);
     }
 }
@@ -272,11 +337,9 @@ fn agents_that_open_with_equal_words_are_swapped_while_their_histories_are_equal
     header();
     let steps = generate(1, 96, 32, Opening::Words);
     let judged = judge("generated, equal words", &steps);
-    assert_only_swaps(&judged.tallies["agent"]);
-    assert!(
-        judged.tallies["agent"].swapped > 0,
-        "or this capture shows nothing"
-    );
+    let agents = judged.role("agent");
+    assert_only_swaps(&agents);
+    assert!(agents.swapped > 0, "or this capture shows nothing");
 }
 
 /// How the agents of a generated capture begin.
@@ -412,6 +475,7 @@ impl Simulation {
             program: format!("{}:{role}", self.name),
             role: role.to_owned(),
             model: "m".to_owned(),
+            seed: None,
             messages: history.clone(),
             reply: reply.clone(),
             us: [start, end],

@@ -211,9 +211,7 @@ pub async fn finish_session(
 }
 
 fn end(proxy: &Proxy, name: &str) -> Response {
-    let released = proxy
-        .gate
-        .with(|sequencer, now| sequencer.release(now, name));
+    let released = proxy.release(name);
     json(
         StatusCode::OK,
         &Released {

@@ -100,7 +100,9 @@ fn conversation(
     let wanted =
         proxy.infers_programs() && view.program.is_none() && path == "/v1/chat/completions";
     let messages = view.messages.clone().filter(|_| wanted)?;
-    Conversation::read(view.model.as_deref().unwrap_or(""), &body[messages])
+    let conversation = Conversation::read(view.model.as_deref().unwrap_or(""), &body[messages])?;
+    let seed = view.seed.clone().map(|seed| &body[seed]);
+    Some(conversation.with_seed(seed))
 }
 
 /// Any other request: to the backend it names, or to one that is up.

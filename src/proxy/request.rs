@@ -49,6 +49,8 @@ pub struct RequestView {
     pub shared: Option<SharedBytes>,
     /// Where the value of `messages` stands in the body.
     pub messages: Option<Range<usize>>,
+    /// Where the value of `seed` stands in the body.
+    pub seed: Option<Range<usize>>,
     /// How to ask for usage; `None` where the client asked, or no stream was asked for.
     pub splice: Option<UsageSplice>,
 }
@@ -100,6 +102,7 @@ struct TopLevel<'a> {
     stream: Option<Range<usize>>,
     stream_options: Option<Range<usize>>,
     messages: Option<Range<usize>>,
+    seed: Option<Range<usize>>,
     tools: Option<Range<usize>>,
     system: Option<Range<usize>>,
     extra_body: Option<Range<usize>>,
@@ -126,6 +129,7 @@ impl<'a> TopLevel<'a> {
                 b"stream" => &mut top.stream,
                 b"stream_options" => &mut top.stream_options,
                 b"messages" => &mut top.messages,
+                b"seed" => &mut top.seed,
                 b"tools" => &mut top.tools,
                 b"system" | b"instructions" => &mut top.system,
                 b"extra_body" => &mut top.extra_body,
@@ -170,6 +174,7 @@ impl RequestView {
             ),
             shared: shared(value(&top.tools), value(&top.system), value(&top.messages)),
             messages: top.messages,
+            seed: top.seed,
             splice: if asks {
                 usage_splice(body, top.stream_options)
             } else {

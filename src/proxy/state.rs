@@ -9,7 +9,7 @@ use super::Config;
 use super::backend::Backend;
 use super::control::Recent;
 use super::gate::Gate;
-use super::infer::{Conversation, Inference, Limits, ReplyDigest, Ticket};
+use super::infer::{Conversation, Inference, InferredId, Limits, ReplyDigest, Ticket};
 use crate::policy::{BackendId, Time};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recorder::Recorder;
@@ -105,6 +105,15 @@ impl Proxy {
             self.gate
                 .with(|sequencer, now| sequencer.release(now, &name));
         }
+    }
+
+    /// The program is over, an inferred one for the inference too; returns whether it was known.
+    pub fn release(&self, name: &str) -> bool {
+        if let (Some(inference), Some(id)) = (&self.inference, InferredId::named(name)) {
+            inference.lock().release(id);
+        }
+        self.gate
+            .with(|sequencer, now| sequencer.release(now, name))
     }
 
     /// Brings the series that are read and not counted up to date.

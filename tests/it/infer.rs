@@ -74,6 +74,55 @@ async fn equal_first_steps_are_two_programs_and_each_goes_on_by_its_own_reply() 
 }
 
 #[tokio::test]
+async fn releasing_an_inferred_program_by_its_name_makes_its_next_step_a_new_one() {
+    let mut stub = Stub::start().await;
+    let gate = gate(&stub, true).await;
+    let mut history = vec![user("hello")];
+    step(&gate, &mut stub, &mut history, "chat").await;
+    let first = gate.programs().await.remove(0);
+    let release = json!({"program_id": first}).to_string();
+    let answer = gate.post("/programs/release", release).send().await;
+    let answer = answer.json().await;
+    assert_eq!(answer, json!({"job_id": first, "released": true}));
+    history.push(user("and then?"));
+    step(&gate, &mut stub, &mut history, "chat").await;
+    let programs = gate.programs().await;
+    assert_eq!(programs.len(), 1);
+    assert_ne!(programs[0], first, "a released history is not gone on from");
+}
+
+#[tokio::test]
+async fn a_step_goes_on_from_the_equal_history_that_has_its_seed() {
+    let mut stub = Stub::start().await;
+    let gate = gate(&stub, true).await;
+    let mut history = vec![user("hello")];
+    for seed in [1, 2] {
+        step_with_seed(&gate, &mut stub, &history, seed).await;
+    }
+    let answer = String::from_utf8(fixture("chat").body).unwrap();
+    history.extend([reply(&answer, false), user("and then?")]);
+    // Without seeds it would be the first one's step.
+    step_with_seed(&gate, &mut stub, &history, 2).await;
+    step_with_seed(&gate, &mut stub, &history, 2).await;
+    let programs = gate.json("/programs").await;
+    let steps = programs
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|p| p["step"].as_u64());
+    let mut steps: Vec<_> = steps.collect();
+    steps.sort_unstable();
+    assert_eq!(steps, [Some(1), Some(3)]);
+}
+
+async fn step_with_seed(gate: &Gate, stub: &mut Stub, history: &[Value], seed: u32) {
+    let body = json!({"model": "tiny", "messages": history, "seed": seed});
+    let asking = gate.post("/v1/chat/completions", body.to_string()).spawn();
+    stub.call().await.answer(&fixture("chat")).await;
+    drop(asking.await.unwrap().bytes().await);
+}
+
+#[tokio::test]
 async fn a_client_that_left_and_asks_again_is_the_same_program() {
     let mut stub = Stub::start().await;
     let gate = gate(&stub, true).await;

@@ -3,12 +3,15 @@
 //! An agent's request repeats the one before, then the reply to it, then what is new. So the state of a program
 //! is the digest of all messages of its last request, and a request belongs to the program whose state is the
 //! longest of its own prefixes. Of several such programs, twins with equal histories, the one takes it whose
-//! reply is the message that follows the prefix, else the one that has been idle the longest. A program with a
+//! reply is the message that follows the prefix; of several of those, the one that asked with the same `seed`,
+//! which many benchmarks set once for a whole run of a task; else the one that has been idle the longest. A
+//! program with a
 //! request that was not answered yet cannot be gone on from, so two continuations of one history are two
 //! programs. No match is a new program.
 //!
 //! When it is wrong: a client that edits its history (drops the middle to save tokens, say) begins a new program
-//! with each edit; twins whose replies were equal too may be swapped, which moves a label and no cached token.
+//! with each edit; twins whose replies and seeds were equal too may be swapped, which moves a label and no cached
+//! token.
 //!
 //! [`Conversation`] digests a request and [`ReplyHasher`] a response, both outside of any lock. [`Inference`]
 //! is pure: it is told the time and does no I/O.
@@ -36,6 +39,9 @@ pub const MAX_NEW_MESSAGES: usize = 1024;
 /// The most programs looked at for a request that repeats a whole history.
 const MAX_REPEATS: usize = 16;
 
+/// The most twins looked at for one with the request's seed; beyond, the longest idle one is taken.
+const MAX_TWINS: usize = 64;
+
 /// The most programs that expire with one request.
 const EXPIRED_PER_ARRIVAL: usize = 16;
 
@@ -53,9 +59,20 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InferredId(u64);
 
+impl InferredId {
+    const PREFIX: &str = "inferred:";
+
+    /// The identity that is written like this, if one is.
+    pub fn named(name: &str) -> Option<Self> {
+        let digits = name.strip_prefix(Self::PREFIX)?;
+        let id = Self(u64::from_str_radix(digits, 16).ok()?);
+        (id.to_string() == name).then_some(id)
+    }
+}
+
 impl fmt::Display for InferredId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "inferred:{:016x}", self.0)
+        write!(f, "{}{:016x}", Self::PREFIX, self.0)
     }
 }
 
@@ -77,6 +94,8 @@ pub enum Match {
     Reply,
     /// It goes on from a history that only this program has, though not from the reply that the gate saw.
     History,
+    /// It goes on from what several programs have in common, with the seed of this one.
+    Seed,
     /// It goes on from what several programs have in common; the one idle longest was taken.
     Twins,
     /// It repeats a request that was not answered.
@@ -112,6 +131,7 @@ struct Program {
     model: u64,
     /// What its last request heard from the user; see [`Conversation`].
     heard: Option<u64>,
+    seed: u32,
     step: u32,
     /// It went on from a reply of its own.
     has_grown: bool,
@@ -216,8 +236,9 @@ impl Inference {
         program.chain = conversation.whole();
         program.model = conversation.model;
         program.heard = conversation.heard;
+        program.seed = conversation.seed;
         program.step = program.step.wrapping_add(1);
-        program.has_grown |= matches!(by, Match::Reply | Match::History | Match::Twins);
+        program.has_grown |= !matches!(by, Match::New | Match::Retry | Match::Repeat);
         program.since = now;
         program.phase = Phase::Asked;
         let ticket = Ticket {
@@ -254,6 +275,14 @@ impl Inference {
         [Some(program.id), partner.map(|program| program.id)]
     }
 
+    /// Forgets a program before its time; returns whether it was known. O(programs).
+    pub fn release(&mut self, program: InferredId) -> bool {
+        let is_it = |known: &Option<Program>| known.is_some_and(|known| known.id == program);
+        let slot = self.programs.iter().position(is_it);
+        let slot = slot.and_then(|slot| u32::try_from(slot).ok());
+        slot.and_then(|slot| self.forget(slot)).is_some()
+    }
+
     /// Programs known.
     pub fn len(&self) -> usize {
         self.programs.len() - self.free.len()
@@ -267,7 +296,7 @@ impl Inference {
     /// The first of the rules that finds a program.
     fn find(&self, conversation: &Conversation) -> Option<(u32, Match)> {
         let whole = conversation.whole();
-        if let Some(slot) = self.first(Ask::Unanswered(whole)) {
+        if let Some((slot, _)) = self.pick(Ask::Unanswered(whole), conversation.seed) {
             return Some((slot, Match::Retry));
         }
         self.continued(conversation).or_else(|| {
@@ -290,13 +319,25 @@ impl Inference {
                 (Ask::Reply(chain, answer), Match::Reply),
                 (Ask::Chain(chain), Match::History),
             ] {
-                if let Some(slot) = self.first(ask) {
-                    let by = self.only(ask).map_or(Match::Twins, |_| by);
-                    return Some((slot, by));
+                if let Some((slot, among_twins)) = self.pick(ask, conversation.seed) {
+                    return Some((slot, among_twins.unwrap_or(by)));
                 }
             }
         }
         None
+    }
+
+    /// Of the programs with this key the one with the same seed, else the one idle longest; and by what it was
+    /// told from the others, if there are any.
+    fn pick(&self, ask: Ask, seed: u32) -> Option<(u32, Option<Match>)> {
+        let first = self.first(ask)?;
+        if self.only(ask).is_some() {
+            return Some((first, None));
+        }
+        let seed_of = |slot: u32| self.programs[slot as usize].map(|program| program.seed);
+        let mut twins = self.each(ask).take(MAX_TWINS);
+        let own = twins.find(|&slot| seed != 0 && seed_of(slot) == Some(seed));
+        Some(own.map_or((first, Some(Match::Twins)), |own| (own, Some(Match::Seed))))
     }
 
     fn is_repeated(&self, slot: u32, conversation: &Conversation) -> bool {
@@ -343,6 +384,7 @@ impl Inference {
             chain: 0,
             model: 0,
             heard: None,
+            seed: 0,
             step: 0,
             has_grown: false,
             since: now,

@@ -31,6 +31,14 @@ impl Table {
         self.infer.arrive(self.now, &conversation)
     }
 
+    fn ask_with_seed(&mut self, seed: &str, messages: &[Value]) -> Inferred {
+        let text = Value::from(messages).to_string();
+        self.now = self.now + Duration::from_secs(1);
+        let conversation = Conversation::read("m", text.as_bytes()).unwrap();
+        let conversation = conversation.with_seed(Some(seed.as_bytes()));
+        self.infer.arrive(self.now, &conversation).unwrap()
+    }
+
     fn ask(&mut self, messages: &[Value]) -> Inferred {
         self.ask_model("m", messages).unwrap()
     }
@@ -124,6 +132,85 @@ fn twins_with_equal_replies_are_served_longest_idle_first_and_never_joined() {
         (a.ticket.program, Match::Reply)
     );
     assert_eq!(table.infer.len(), 2);
+}
+
+#[test]
+fn twins_with_equal_replies_are_told_apart_by_their_seeds() {
+    let mut table = table(10);
+    let seeds = ["1", "2", "3"];
+    let twins = seeds.map(|seed| table.ask_with_seed(seed, &[user("u")]));
+    for twin in twins {
+        table.answer(twin, &says("hi"));
+    }
+    let history = [user("u"), says("hi"), user("v")];
+    for (seed, twin) in seeds.into_iter().zip(twins).rev().take(2) {
+        let next = table.ask_with_seed(seed, &history);
+        assert_eq!(
+            (next.ticket.program, next.by),
+            (twin.ticket.program, Match::Seed)
+        );
+    }
+    // The last one has no twin left, and a seed of its own for every request.
+    let next = table.ask_with_seed("9", &history);
+    assert_eq!(next.ticket.program, twins[0].ticket.program);
+    assert_eq!(next.by, Match::Reply);
+}
+
+#[test]
+fn without_a_seed_in_common_the_twin_that_is_idle_longest_goes_on() {
+    for seed in ["null", "7"] {
+        let mut table = table(10);
+        let twins = [(); 2].map(|()| table.ask_with_seed("null", &[user("u")]));
+        for twin in twins {
+            table.answer(twin, &says("hi"));
+        }
+        let next = table.ask_with_seed(seed, &[user("u"), says("hi"), user("v")]);
+        assert_eq!(
+            (next.ticket.program, next.by),
+            (twins[0].ticket.program, Match::Twins)
+        );
+    }
+}
+
+#[test]
+fn of_very_many_twins_only_the_longest_idle_are_looked_at() {
+    let by = |twins: usize| {
+        let mut table = table(1000);
+        let asked: Vec<_> = (0..twins)
+            .map(|seed| table.ask_with_seed(&seed.to_string(), &[user("u")]))
+            .collect();
+        for twin in asked {
+            table.answer(twin, &says("hi"));
+        }
+        let youngest = (twins - 1).to_string();
+        table
+            .ask_with_seed(&youngest, &[user("u"), says("hi"), user("v")])
+            .by
+    };
+    assert_eq!(by(MAX_TWINS), Match::Seed);
+    assert_eq!(by(MAX_TWINS + 1), Match::Twins);
+}
+
+#[test]
+fn a_released_program_is_forgotten_and_its_running_step_changes_nothing() {
+    let mut table = table(10);
+    let asked = table.ask(&[user("u")]);
+    let name = asked.ticket.program.to_string();
+    assert_eq!(InferredId::named(&name), Some(asked.ticket.program));
+    assert!(table.infer.release(asked.ticket.program));
+    assert!(!table.infer.release(asked.ticket.program));
+    assert_eq!(table.answer(asked, &says("hi")), [None; 2]);
+    assert!(table.infer.is_empty() && table.infer.index.is_empty());
+    let history = [user("u"), says("hi"), user("v")];
+    assert_eq!(table.ask(&history).by, Match::New);
+    for other in [
+        "mine",
+        "inferred:",
+        "inferred:1",
+        "inferred:+123456789abcdef",
+    ] {
+        assert_eq!(InferredId::named(other), None, "{other}");
+    }
 }
 
 #[test]

@@ -37,11 +37,19 @@ pub(super) fn fold(a: u64, b: u64) -> u64 {
     xxh3_64(&both)
 }
 
-/// Everything about a request that tells its program: digests of its messages and of its model.
+/// Half as long a digest.
+const fn folded(digest: u64) -> u32 {
+    let [a, b, c, d, ..] = digest.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Everything about a request that tells its program: digests of its messages, of its model and of its seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
     /// Digest of the model's name.
     pub(super) model: u64,
+    /// Digest of the request's seed; 0 without one.
+    pub(super) seed: u32,
     /// One per message, never empty.
     pub(super) links: Vec<Link>,
     /// The last message, if it is the user's: digest of its text.
@@ -86,9 +94,18 @@ impl Conversation {
         }
         Some(Self {
             model: xxh3_64(model.as_bytes()),
+            seed: 0,
             links,
             heard,
         })
+    }
+
+    /// The same with the request's `seed`, as it stands in the body.
+    #[must_use]
+    pub fn with_seed(mut self, seed: Option<&[u8]>) -> Self {
+        let told = seed.filter(|seed| *seed != b"null");
+        self.seed = told.map_or(0, |seed| folded(xxh3_64(seed)).max(1));
+        self
     }
 
     /// Digest of all messages.

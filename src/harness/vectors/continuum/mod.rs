@@ -13,20 +13,20 @@
 //!
 //! Of one moment, ends come first, then arrivals, then expiries, and then it is decided who runs.
 
+mod format;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use self::format::{Scenario, flag, text, tokens};
 use super::Tally;
-use crate::policy::continuum::{
-    ColdStart, Config, Continuum, NoPinWhy, Note, Pressure, StartWhy, TtlMode, UnpinWhy,
-};
+use crate::policy::continuum::{Continuum, NoPinWhy, Note, StartWhy, UnpinWhy};
 use crate::policy::{
     Arrival, BackendId, Decisions, Event, GapKind, Outcome, Policy, ProgramId, RequestId, Time,
     Tokens, ToolId, Usage,
@@ -56,114 +56,6 @@ pub fn check(file: &Path) -> anyhow::Result<Tally> {
 fn name(case: &RawValue) -> Option<String> {
     let case: Value = serde_json::from_str(case.get()).ok()?;
     Some(case.get("id")?.as_str()?.to_owned())
-}
-
-/// One scenario.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Scenario {
-    #[serde(default, rename = "id")]
-    _id: Value,
-    /// What it shows, in words.
-    #[serde(default, rename = "text")]
-    _text: Value,
-    #[serde(default)]
-    config: Settings,
-    /// Seconds that earlier gaps of each tool lasted.
-    #[serde(default)]
-    tool_history: BTreeMap<String, Vec<f64>>,
-    events: Vec<Vec<Value>>,
-    /// Time goes on until here.
-    until: f64,
-    expected: Vec<Vec<Value>>,
-}
-
-/// A scenario's settings; the defaults are those of the scenarios, not of the policy.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Settings {
-    mode: TtlMode,
-    #[serde(rename = "K")]
-    few: u32,
-    /// Seconds to prefill a lost context.
-    reload: f64,
-    /// Seconds that a lost context queues.
-    #[serde(rename = "T")]
-    delay: f64,
-    eta: f64,
-    /// Usable tokens by backend.
-    #[serde(deserialize_with = "in_order")]
-    backends: Vec<(String, u64)>,
-    pressure: Pressure,
-    backfill: bool,
-    lru_guard: bool,
-    pin_user_turn: bool,
-    hold_timeout: f64,
-    #[serde(alias = "fixed_ttl")]
-    ttl_fixed: f64,
-    #[serde(alias = "slow_threshold", alias = "slow_tool_threshold")]
-    slow_tool: f64,
-    min_pin: f64,
-    ttl_max: f64,
-    headroom: f64,
-    out_reserve: u64,
-    #[serde(alias = "block")]
-    block_size: u64,
-    max_inflight: Option<u32>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let policy = Config::default();
-        Self {
-            mode: TtlMode::Fixed,
-            few: policy.few_gaps,
-            reload: policy.reload_default_s,
-            delay: 0.0,
-            eta: 1.0,
-            backends: vec![("b".to_owned(), 1000)],
-            pressure: Pressure::Deadlock,
-            backfill: false,
-            lru_guard: false,
-            pin_user_turn: false,
-            hold_timeout: policy.hold_timeout_s,
-            ttl_fixed: policy.ttl_fixed_s,
-            slow_tool: policy.slow_tool_s,
-            min_pin: policy.min_pin_s,
-            ttl_max: policy.ttl_max_s,
-            headroom: 0.0,
-            out_reserve: 0,
-            block_size: 0,
-            max_inflight: None,
-        }
-    }
-}
-
-impl Settings {
-    fn policy(&self) -> Config {
-        Config {
-            ttl_mode: self.mode,
-            cold_start: ColdStart::Exponential,
-            few_gaps: self.few,
-            ttl_fixed_s: self.ttl_fixed,
-            slow_tool_s: self.slow_tool,
-            min_pin_s: self.min_pin,
-            ttl_max_s: self.ttl_max,
-            pin_user_turn: self.pin_user_turn,
-            queue_delay_s: Some(self.delay),
-            foresight: Some(self.eta),
-            reload_s: Some(self.reload),
-            pressure: self.pressure,
-            lru_guard: self.lru_guard,
-            backfill: self.backfill,
-            max_in_flight: self.max_inflight,
-            headroom: self.headroom,
-            out_reserve_tokens: self.out_reserve,
-            block_tokens: self.block_size,
-            hold_timeout_s: self.hold_timeout,
-            ..Config::default()
-        }
-    }
 }
 
 /// Names as dense ids, in the order in which they are met.
@@ -270,7 +162,7 @@ impl Scene {
                     .remember_gap(kind, Duration::try_from_secs_f64(*gap)?);
             }
         }
-        for (name, tokens) in &scenario.config.backends {
+        for (name, tokens) in scenario.config.backends.iter() {
             let backend = BackendId(u16::try_from(scene.backends.len())?);
             scene.backends.push(name.clone());
             scene.absorb(&Event::BackendUp {
@@ -515,52 +407,6 @@ impl Scene {
         let id = self.tools.id(name);
         Ok(GapKind::Tool(ToolId(u16::try_from(id)?)))
     }
-}
-
-fn text(event: &[Value], at: usize) -> anyhow::Result<&str> {
-    let text = event.get(at).and_then(Value::as_str);
-    text.with_context(|| format!("no name at {at} of {event:?}"))
-}
-
-fn tokens(event: &[Value], at: usize) -> anyhow::Result<Tokens> {
-    let whole = |tokens: f64| tokens >= 0.0 && tokens.fract() <= 0.0;
-    let tokens = event.get(at).and_then(Value::as_f64);
-    let tokens = tokens.filter(|tokens| whole(*tokens));
-    let tokens = tokens.with_context(|| format!("no token count at {at} of {event:?}"))?;
-    Ok(Tokens::from_f64(tokens))
-}
-
-/// A flag that may be left out.
-fn flag(event: &[Value], at: usize) -> anyhow::Result<Option<bool>> {
-    match event.get(at) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(flag)) => Ok(Some(*flag)),
-        Some(_) => bail!("neither true nor false at {at} of {event:?}"),
-    }
-}
-
-/// The entries of an object in the order in which they are written: of equally roomy backends the first one wins.
-fn in_order<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, u64)>, D::Error> {
-    struct Entries;
-    impl<'de> serde::de::Visitor<'de> for Entries {
-        type Value = Vec<(String, u64)>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an object of token counts by backend")
-        }
-
-        fn visit_map<A: serde::de::MapAccess<'de>>(
-            self,
-            mut map: A,
-        ) -> Result<Self::Value, A::Error> {
-            let mut entries = Vec::new();
-            while let Some(entry) = map.next_entry()? {
-                entries.push(entry);
-            }
-            Ok(entries)
-        }
-    }
-    from.deserialize_map(Entries)
 }
 
 /// Equal lines in equal order; pins that expire in one moment, and what is held in the end, may be told in any.
