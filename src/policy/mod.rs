@@ -81,8 +81,12 @@ pub struct PolicySnapshot {
     pub paused: u32,
     /// Tokens of programs that the policy counts as resident, over all backends.
     pub resident: Tokens,
-    /// Further numbers of this policy, by name, in a fixed order.
+    /// Further numbers of this policy, by name, in a fixed order: limits, counts now, and totals since it took over.
     pub values: Vec<(&'static str, f64)>,
+    /// What it has learnt and decides by, by name, in a fixed order.
+    pub estimates: Vec<(&'static str, f64)>,
+    /// Reservations of idle programs' room that ended since it took over, by how.
+    pub pins: Vec<(&'static str, u64)>,
 }
 
 /// How a policy sees one program.

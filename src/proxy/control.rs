@@ -133,15 +133,13 @@ struct PolicyState<'a> {
     paused: u32,
     resident_tokens: u64,
     values: serde_json::Map<String, Value>,
+    estimates: serde_json::Map<String, Value>,
+    pins: serde_json::Map<String, Value>,
 }
 
 /// `GET /policy`: its name, settings, estimates and totals.
 pub async fn show(State(proxy): State<Arc<Proxy>>) -> Response {
     let snapshot = proxy.gate.with(|sequencer, _| sequencer.snapshot());
-    let values = snapshot
-        .values
-        .iter()
-        .map(|&(name, value)| (name.to_owned(), value.into()));
     let state = PolicyState {
         policy: snapshot.policy,
         settings: proxy.settings.lock().clone(),
@@ -149,9 +147,18 @@ pub async fn show(State(proxy): State<Arc<Proxy>>) -> Response {
         programs: snapshot.programs,
         paused: snapshot.paused,
         resident_tokens: snapshot.resident.0,
-        values: values.collect(),
+        values: named(&snapshot.values),
+        estimates: named(&snapshot.estimates),
+        pins: named(&snapshot.pins),
     };
     json(StatusCode::OK, &state)
+}
+
+fn named<T: Copy + Into<Value>>(told: &[(&str, T)]) -> serde_json::Map<String, Value> {
+    let entries = told.iter();
+    entries
+        .map(|&(name, value)| (name.to_owned(), value.into()))
+        .collect()
 }
 
 #[derive(Deserialize)]
@@ -181,6 +188,7 @@ pub async fn switch(State(proxy): State<Arc<Proxy>>, headers: HeaderMap, body: B
         sequencer.switch(now, policy);
     });
     *proxy.settings.lock() = settings;
+    proxy.metrics.policy_switched();
     tracing::info!(policy = config.name(), "another policy took over");
     show(State(proxy)).await
 }

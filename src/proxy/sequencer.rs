@@ -439,7 +439,10 @@ impl Sequencer {
 
     /// The policy's numbers.
     pub fn snapshot(&self) -> PolicySnapshot {
-        self.policy.snapshot()
+        let mut snapshot = self.policy.snapshot();
+        let bytes = self.estimator.bytes_per_token();
+        snapshot.estimates.push(("prompt_bytes_per_token", bytes));
+        snapshot
     }
 
     fn advance(&mut self, now: Time) -> Time {

@@ -3,6 +3,7 @@
 //! Handles are resolved once, at start-up: noting something costs an atomic addition. Two look-ups by label
 //! remain, of policy values and of error words; neither is on the way of a request that succeeds.
 
+use parking_lot::Mutex;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -125,8 +126,13 @@ impl BackendSeries {
 struct PolicySeries {
     held: IntGauge,
     programs: IntGauge,
+    paused: IntGauge,
     resident: Gauge,
     values: GaugeVec,
+    estimates: GaugeVec,
+    pins: IntCounterVec,
+    /// Held while totals are carried over: two at once would count the difference twice.
+    carrying: Mutex<()>,
 }
 
 impl PolicySeries {
@@ -135,12 +141,27 @@ impl PolicySeries {
         Ok(Self {
             held: family.gauge("kvgate_held_requests", "Requests held at the gate now.")?,
             programs: family.gauge("kvgate_programs", "Programs known to the policy now.")?,
+            paused: family.gauge(
+                "kvgate_held_programs",
+                "Programs that the policy holds back now: paused, or with a held request.",
+            )?,
             resident: family.number("kvgate_resident_tokens", resident)?,
             values: family.numbers(
                 "kvgate_policy_value",
                 "Further numbers of the policy.",
                 &["policy", "name"],
             )?,
+            estimates: family.numbers(
+                "kvgate_policy_estimate",
+                "What the policy has learnt and decides by.",
+                &["policy", "name"],
+            )?,
+            pins: family.counters(
+                "kvgate_pins_total",
+                "Reservations of idle programs' room that ended, by how.",
+                &["policy", "outcome"],
+            )?,
+            carrying: Mutex::new(()),
         })
     }
 }
@@ -242,12 +263,30 @@ impl Metrics {
         self.policy.held.set(snapshot.held.into());
         self.policy.programs.set(snapshot.programs.into());
         self.policy.resident.set(snapshot.resident.as_f64());
-        for (name, value) in &snapshot.values {
-            self.policy
-                .values
-                .with_label_values(&[snapshot.policy, name])
-                .set(*value);
+        let series = &self.policy;
+        series.paused.set(snapshot.paused.into());
+        for (gauges, told) in [
+            (&series.values, &snapshot.values),
+            (&series.estimates, &snapshot.estimates),
+        ] {
+            for (name, value) in told {
+                gauges
+                    .with_label_values(&[snapshot.policy, name])
+                    .set(*value);
+            }
         }
+        let _alone = series.carrying.lock();
+        for (outcome, total) in &snapshot.pins {
+            let pins = series.pins.with_label_values(&[snapshot.policy, outcome]);
+            pins.inc_by(total.saturating_sub(pins.get()));
+        }
+    }
+
+    /// Another policy took over: what the last one told of itself is no longer so.
+    pub fn policy_switched(&self) {
+        self.policy.values.reset();
+        self.policy.estimates.reset();
+        self.policy.pins.reset();
     }
 
     /// Every series in the Prometheus text format.

@@ -407,10 +407,10 @@ impl Policy for Concurrency {
                 ("hold_timeout_s", self.config.hold_timeout_s),
                 ("cap", sum(|cap| cap.limit.into())),
                 ("active", sum(|cap| cap.active.into())),
-                ("hit_rate_sum", sum(|cap| cap.hit_rate)),
                 ("timed_out", float(self.timed_out)),
                 ("untracked", float(self.untracked)),
             ],
+            estimates: vec![("hit_rate_sum", sum(|cap| cap.hit_rate))],
             ..PolicySnapshot::default()
         }
     }

@@ -329,6 +329,7 @@ impl Continuum {
             self.notes.add(Note::NotPinned { program: id, why });
             return true;
         };
+        self.estimates.granted.observe(ttl_s);
         let until = now + settings::duration(ttl_s);
         self.pins.confirm(id, until);
         self.notes.add(Note::Pinned {
@@ -434,21 +435,15 @@ impl Policy for Continuum {
                 ("hold_timeout_s", self.config.hold_timeout_s),
                 ("pins", count(self.pins.len()).into()),
                 ("pinned", float(counts.pinned)),
-                ("pin_handed_off", float(counts.handed_off)),
                 ("pin_lost", float(counts.lost)),
-                ("pin_ttl", float(counts.ttl)),
-                ("pin_pressure", float(counts.pressure)),
-                ("pin_released", float(counts.released)),
-                ("pin_evicted", float(counts.evicted)),
-                ("pin_dropped", float(counts.dropped)),
                 ("pin_overwritten", float(counts.overwritten)),
                 ("lru_guarded", float(counts.guarded)),
                 ("timed_out", float(counts.timed_out)),
                 ("oversize", float(counts.oversize)),
                 ("untracked", float(counts.untracked)),
-                ("queue_delay_s", self.estimates.delay_s(&self.config)),
-                ("foresight", self.estimates.foresight(&self.config)),
             ],
+            estimates: self.estimates.told(&self.config),
+            pins: counts.pins(),
         }
     }
 

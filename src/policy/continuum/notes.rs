@@ -108,6 +108,20 @@ pub(super) struct Counts {
     pub(super) untracked: u64,
 }
 
+impl Counts {
+    /// How the pins that ended did.
+    pub(super) fn pins(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("handed_off", self.handed_off),
+            ("ttl", self.ttl),
+            ("pressure", self.pressure),
+            ("released", self.released),
+            ("evicted", self.evicted),
+            ("dropped", self.dropped),
+        ]
+    }
+}
+
 /// Counts, and the notes themselves where they are kept.
 #[derive(Debug, Default)]
 pub(super) struct Notes {

@@ -13,7 +13,12 @@ pub(super) struct Estimates {
     pub(super) delay: QueueDelay,
     pub(super) foresight: Foresight,
     pub(super) reload: ReloadCost,
+    /// The times-to-live of the last pins.
+    pub(super) granted: QueueDelay,
 }
+
+/// The context whose reload is told among the estimates.
+const TOLD_CONTEXT: Tokens = Tokens(10_000);
 
 impl Estimates {
     pub(super) fn new(config: &Config) -> Self {
@@ -22,6 +27,7 @@ impl Estimates {
             delay: QueueDelay::new(),
             foresight: Foresight::new(),
             reload: ReloadCost::new(config.reload_default_s),
+            granted: QueueDelay::new(),
         }
     }
 
@@ -57,9 +63,7 @@ impl Estimates {
     /// The paper's rule: a return in time saves the reload, and the queue as far as the end can be foreseen.
     fn paper_s(&mut self, config: &Config, kind: GapKind, tokens: Tokens) -> f64 {
         let few = config.few_gaps as usize;
-        let reload_s = config
-            .reload_s
-            .unwrap_or_else(|| self.reload.estimate_s(tokens));
+        let reload_s = self.reload_s(config, tokens);
         let delay_s = self.delay_s(config);
         if self.gaps.len() <= few {
             return match config.cold_start {
@@ -72,11 +76,27 @@ impl Estimates {
         self.gaps.best_wait_s(kind, few, benefit_s)
     }
 
-    pub(super) fn delay_s(&self, config: &Config) -> f64 {
+    /// Everything that is estimated, by name.
+    pub(super) fn told(&self, config: &Config) -> Vec<(&'static str, f64)> {
+        vec![
+            ("gap_mean_s", self.gaps.mean_of_all_s()),
+            ("ttl_mean_s", self.granted.mean_s()),
+            ("queue_delay_s", self.delay_s(config)),
+            ("foresight", self.foresight(config)),
+            ("reload_10k_tokens_s", self.reload_s(config, TOLD_CONTEXT)),
+        ]
+    }
+
+    fn reload_s(&self, config: &Config, tokens: Tokens) -> f64 {
+        let learnt = || self.reload.estimate_s(tokens);
+        config.reload_s.unwrap_or_else(learnt)
+    }
+
+    fn delay_s(&self, config: &Config) -> f64 {
         config.queue_delay_s.unwrap_or_else(|| self.delay.mean_s())
     }
 
-    pub(super) fn foresight(&self, config: &Config) -> f64 {
+    fn foresight(&self, config: &Config) -> f64 {
         config.foresight.unwrap_or_else(|| self.foresight.get())
     }
 }

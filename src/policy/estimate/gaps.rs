@@ -146,6 +146,11 @@ impl GapHistory {
         self.kinds.get(&self.fold(kind))?.mean_s()
     }
 
+    /// The mean gap over all kinds in seconds; 0 when none was seen.
+    pub fn mean_of_all_s(&self) -> f64 {
+        self.all.mean_s().unwrap_or_default()
+    }
+
     /// How many gaps are known, over all kinds.
     pub fn len(&self) -> usize {
         self.all.ring.len()

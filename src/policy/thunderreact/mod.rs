@@ -362,6 +362,7 @@ impl Policy for ThunderReact {
                 ("timed_out", Tokens(self.timed_out).as_f64()),
                 ("untracked", Tokens(self.untracked).as_f64()),
             ],
+            ..PolicySnapshot::default()
         }
     }
 

@@ -375,6 +375,7 @@ impl Policy for Original {
                 ("hold_timeout_s", self.config.hold_timeout_s()),
                 ("timed_out", Tokens(self.timed_out).as_f64()),
             ],
+            ..PolicySnapshot::default()
         }
     }
 

@@ -343,6 +343,7 @@ impl Policy for Reference {
             paused: self.servers.iter().map(|s| s.paused).sum(),
             resident: self.resident,
             values: vec![("max_held", self.config.max_held.into())],
+            ..PolicySnapshot::default()
         }
     }
 
