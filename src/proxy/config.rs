@@ -21,6 +21,8 @@ pub struct Config {
     pub identity: Vec<Source>,
     /// Tell programs by their message history where a chat request names none.
     pub infer_programs: bool,
+    /// Send a policy's ranking on as the request's priority.
+    pub forward_priority: bool,
     /// Where records go; `None` records nothing.
     pub run_dir: Option<PathBuf>,
     /// Where every event and decision goes; `None` keeps no journal.
@@ -71,6 +73,7 @@ impl Default for Config {
             policy: policy::Config::Baseline(policy::baseline::Config::default()),
             identity: Source::defaults(),
             infer_programs: false,
+            forward_priority: false,
             run_dir: None,
             journal: None,
             admin_token: None,
