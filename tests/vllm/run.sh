@@ -1,8 +1,9 @@
 #!/bin/bash
-# Puts a gate in front of a real vLLM on the CPU, compares it with that vLLM, and the embedded engine with both.
+# Puts a gate in front of a real vLLM on the CPU, compares it with that vLLM, plays 32 agent programs through every
+# policy, and compares the embedded engine with that vLLM.
 #   run.sh [--setup]                --setup only installs vLLM and the OpenAI client
 # Environment: KVGATE_BIN (a kvgate binary; built if not given), KVGATE_VLLM (where vLLM is kept between runs),
-# PYTHON311 (a CPython 3.11). Exit status 0 when every check passed. Needs 4 GB of memory and a few minutes.
+# PYTHON311 (a CPython 3.11). Exit status 0 when every check passed. Needs 4 GB of memory and about ten minutes.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -115,6 +116,8 @@ await "the ranking gate" "$(url "$ranking")/health" 30
 
 check "a gate in front of vLLM" "$python" "$here/gate_vs_vllm.py" \
   "$(url "$priority")" "$(url "$baseline")" "$(url "$holding")" "$(url "$ranking")" "$work/run"
+check "32 programs under KV pressure" "$python" "$here/pressure.py" \
+  "$gate" "$(url "$fcfs")" "$(url "$priority")" "$work/pressure"
 check "the OpenAI client" "$folder/openai/bin/python" "$root/tests/openai/differential.py" \
   "$(url "$priority")" "$(url "$baseline")" tiny
 
