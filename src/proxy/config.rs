@@ -10,6 +10,10 @@ use crate::policy;
 
 /// The checked configuration of a gate. Durations are machine time unless said otherwise.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
 pub struct Config {
     /// Where clients connect; port 0 takes a free one.
     pub listen: SocketAddr,

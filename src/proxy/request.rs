@@ -117,13 +117,13 @@ impl Splice {
 }
 
 /// The body with both splices made, of which the first does not begin behind the second: no byte is copied.
-pub fn spliced(body: &Bytes, splices: [Option<&Splice>; 2]) -> [Bytes; 5] {
+pub fn spliced(body: &Bytes, edits: [Option<&Splice>; 2]) -> [Bytes; 5] {
     let mut slices = [const { Bytes::new() }; 5];
     let mut at = 0;
-    for (pair, splice) in slices.chunks_exact_mut(2).zip(splices.iter().flatten()) {
-        pair[0] = body.slice(at..splice.range.start);
-        pair[1] = splice.insert.clone();
-        at = splice.range.end;
+    for (pair, edit) in slices.chunks_exact_mut(2).zip(edits.iter().flatten()) {
+        pair[0] = body.slice(at..edit.range.start);
+        pair[1] = edit.insert.clone();
+        at = edit.range.end;
     }
     slices[4] = body.slice(at..);
     slices
