@@ -478,6 +478,26 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_tells_estimates_and_pins_until_another_takes_over() {
+        let metrics = fresh();
+        for ttl in [3, 5] {
+            metrics.policy(&PolicySnapshot {
+                policy: "continuum",
+                paused: 4,
+                estimates: vec![("foresight", 0.5)],
+                pins: vec![("ttl", ttl)],
+                ..PolicySnapshot::default()
+            });
+        }
+        let estimate = "kvgate_policy_estimate{name=\"foresight\",policy=\"continuum\"} 0.5";
+        let pins = "kvgate_pins_total{outcome=\"ttl\",policy=\"continuum\"} 5";
+        assert!(shows(&metrics, "kvgate_held_programs 4"));
+        assert!(shows(&metrics, estimate) && shows(&metrics, pins));
+        metrics.policy_switched();
+        assert!(!shows(&metrics, estimate) && !shows(&metrics, pins));
+    }
+
+    #[test]
     fn a_total_told_twice_counts_once() {
         let metrics = fresh();
         metrics.records_dropped(5);

@@ -65,6 +65,70 @@ async fn a_running_request_is_finished_although_the_policy_changed() {
 }
 
 #[tokio::test]
+async fn every_policy_shows_its_settings_totals_and_estimates_and_so_do_the_metrics() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    for name in PolicyConfig::NAMES {
+        put(&gate, &json!({"policy": name})).send().await;
+        let asking = gate.chat("p", false).spawn();
+        stub.call().await.answer(&fixture("chat")).await;
+        assert_eq!(asking.await.unwrap().status, 200);
+        gate.quiet().await;
+
+        let (state, metrics) = (gate.json("/policy").await, gate.metrics().await);
+        let settings = serde_json::to_value(PolicyConfig::by_name(name).unwrap()).unwrap();
+        assert_eq!(state["settings"], settings);
+        let values = state["values"].as_object().unwrap();
+        assert!(
+            name == "baseline" || values["hold_timeout_s"].as_f64() > Some(0.0),
+            "{state}"
+        );
+        // The recorded answer told how long its prompt was.
+        assert!(
+            state["estimates"]["prompt_bytes_per_token"].as_f64() > Some(0.0),
+            "{state}"
+        );
+        for (part, series, label) in [
+            ("values", "kvgate_policy_value", "name"),
+            ("estimates", "kvgate_policy_estimate", "name"),
+            ("pins", "kvgate_pins_total", "outcome"),
+        ] {
+            let shown = metrics.lines().filter(|line| line.starts_with(series));
+            let told = state[part].as_object().unwrap();
+            assert_eq!(
+                shown.count(),
+                told.len(),
+                "{name}, {part}: the last policy's are gone"
+            );
+            for key in told.keys() {
+                let sample = format!("{series}{{{label}=\"{key}\",policy=\"{name}\"}} ");
+                assert!(metrics.contains(&sample), "{sample}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pin_that_waits_for_its_programs_return_is_counted_as_handed_off() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let settings = json!({"ttl_mode": "fixed", "ttl_fixed_s": 60.0});
+    put(&gate, &json!({"policy": "continuum", "settings": settings}))
+        .send()
+        .await;
+    for _ in 0..2 {
+        let asking = gate.chat("p", false).spawn();
+        stub.call().await.answer(&fixture("tool-required")).await;
+        assert_eq!(asking.await.unwrap().status, 200);
+        gate.quiet().await;
+    }
+    let state = gate.json("/policy").await;
+    assert_eq!(state["pins"]["handed_off"], 1, "{state}");
+    assert_eq!(state["values"]["pins"], 1.0, "{state}");
+    assert_eq!(state["estimates"]["ttl_mean_s"], 60.0, "{state}");
+}
+
+#[tokio::test]
 async fn a_policy_that_cannot_be_says_why_and_changes_nothing() {
     let stub = Stub::start().await;
     let gate = Gate::before(&stub).await;

@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use super::config::{ColdStart, Config, TtlMode};
-use crate::policy::estimate::{Foresight, GapHistory, QueueDelay, ReloadCost};
+use crate::policy::estimate::{Foresight, GapHistory, RecentMean, ReloadCost};
 use crate::policy::{GapKind, Tokens};
 
 /// Everything that the time-to-live depends on, learnt as steps pass.
 #[derive(Debug)]
 pub(super) struct Estimates {
     pub(super) gaps: GapHistory,
-    pub(super) delay: QueueDelay,
+    pub(super) delay: RecentMean,
     pub(super) foresight: Foresight,
     pub(super) reload: ReloadCost,
     /// The times-to-live of the last pins.
-    pub(super) granted: QueueDelay,
+    pub(super) granted: RecentMean,
 }
 
 /// The context whose reload is told among the estimates.
@@ -24,10 +24,10 @@ impl Estimates {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             gaps: GapHistory::new(),
-            delay: QueueDelay::new(),
+            delay: RecentMean::new(),
             foresight: Foresight::new(),
             reload: ReloadCost::new(config.reload_default_s),
-            granted: QueueDelay::new(),
+            granted: RecentMean::new(),
         }
     }
 

@@ -10,4 +10,4 @@ mod returns;
 pub use gaps::GapHistory;
 pub use prompt::{CharsPerToken, PromptEstimator, PromptHistory};
 pub use reload::ReloadCost;
-pub use returns::{Foresight, QueueDelay};
+pub use returns::{Foresight, RecentMean};

@@ -2,25 +2,25 @@
 
 use std::collections::VecDeque;
 
-/// The mean queueing delay of the last returns whose context was gone.
+/// The mean of the last durations seen, such as the queueing delays of returns whose context was gone.
 #[derive(Clone, Debug, Default)]
-pub struct QueueDelay {
+pub struct RecentMean {
     /// Seconds, oldest first.
     window: VecDeque<f64>,
 }
 
-impl QueueDelay {
-    /// Delays in the mean.
+impl RecentMean {
+    /// Durations in the mean.
     pub const WINDOW: usize = 100;
 
-    /// No delay is known; the mean is 0.
+    /// No duration is known; the mean is 0.
     pub const fn new() -> Self {
         Self {
             window: VecDeque::new(),
         }
     }
 
-    /// Adds one delay, in seconds.
+    /// Adds one duration, in seconds.
     pub fn observe(&mut self, secs: f64) {
         if self.window.len() == Self::WINDOW {
             self.window.pop_front();
@@ -106,10 +106,10 @@ mod tests {
 
     #[test]
     fn only_the_last_delays_count() {
-        let mut delay = QueueDelay::new();
+        let mut delay = RecentMean::new();
         assert!(delay.mean_s().abs() < 1e-9);
         delay.observe(1e6);
-        for _ in 0..QueueDelay::WINDOW {
+        for _ in 0..RecentMean::WINDOW {
             delay.observe(3.0);
         }
         assert!((delay.mean_s() - 3.0).abs() < 1e-9);

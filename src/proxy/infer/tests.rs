@@ -176,6 +176,7 @@ fn without_a_seed_in_common_the_twin_that_is_idle_longest_goes_on() {
 fn of_very_many_twins_only_the_longest_idle_are_looked_at() {
     let by = |twins: usize| {
         let mut table = table(1000);
+        table.infer.limits.idle = Duration::from_secs(3600);
         let asked: Vec<_> = (0..twins)
             .map(|seed| table.ask_with_seed(&seed.to_string(), &[user("u")]))
             .collect();
