@@ -20,7 +20,6 @@
 mod conversation;
 mod reply;
 mod text;
-mod walk;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! An incremental walk over JSON text: which value stands at which path, without building anything.
 //!
 //! Takes the text in pieces of any size, keeps a bounded path and one bounded token, and accepts anything: bytes
-//! that are no JSON give events that mean nothing, never a panic. It knows the keys that
-//! [`super::facts`] asks for; every other key is [`Key::Other`].
+//! that are no JSON give events that mean nothing, never a panic. It knows the keys that [`super::facts`] and the
+//! gate's program inference ask for; every other key is [`Key::Other`].
 
 /// How many bytes of one key, string or number are kept; the rest is skipped.
 const TOKEN_LIMIT: usize = 128;
@@ -12,7 +12,7 @@ const DEPTH_LIMIT: usize = 12;
 
 /// A step of a path: an array's item, or the member of an object under a known key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// An item of an array.
     Item,
     /// A key that nobody asks for, or an object before its first key.
@@ -31,6 +31,7 @@ pub(super) enum Key {
     FinishReason,
     Function,
     FunctionCall,
+    Id,
     Index,
     InputTokens,
     InputTokensDetails,
@@ -74,6 +75,7 @@ impl Key {
             b"finish_reason" => Self::FinishReason,
             b"function" => Self::Function,
             b"function_call" => Self::FunctionCall,
+            b"id" => Self::Id,
             b"index" => Self::Index,
             b"input_tokens" => Self::InputTokens,
             b"input_tokens_details" => Self::InputTokensDetails,
@@ -105,7 +107,7 @@ impl Key {
 
 /// What was read at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// `{` or `[`.
     Open,
     /// `}` or `]`; the path is that of the value that closed.
@@ -132,7 +134,7 @@ enum State {
 
 /// The walk, at some byte of the text.
 #[derive(Clone, Debug)]
-pub(super) struct Walker {
+pub(crate) struct Walker {
     state: State,
     /// One entry per open container, outermost first: the key of the member that is being read.
     path: [Key; DEPTH_LIMIT],
@@ -146,7 +148,7 @@ pub(super) struct Walker {
 }
 
 impl Walker {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             state: State::Between,
             path: [Key::Other; DEPTH_LIMIT],
@@ -159,7 +161,7 @@ impl Walker {
     }
 
     /// Starts over for another text.
-    pub(super) const fn reset(&mut self) {
+    pub(crate) const fn reset(&mut self) {
         self.state = State::Between;
         self.depth = 0;
         self.deeper = 0;
@@ -167,7 +169,7 @@ impl Walker {
     }
 
     /// Reads on; calls `sink` with the path of each value and what it is, in the order of the text.
-    pub(super) fn feed(&mut self, text: &[u8], sink: &mut impl FnMut(&[Key], Event<'_>)) {
+    pub(crate) fn feed(&mut self, text: &[u8], sink: &mut impl FnMut(&[Key], Event<'_>)) {
         let mut at = 0;
         while let Some(&byte) = text.get(at) {
             match self.state {

@@ -8,7 +8,7 @@
 mod facts;
 mod frame;
 mod hide_usage;
-mod json;
+pub(crate) mod json;
 mod tools;
 
 use bytes::Bytes;

@@ -9,7 +9,8 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::conversation::{answer, fold};
-use super::walk::{Key, Piece, Walk};
+use super::text::Decoder;
+use crate::telemetry::observe::json::{Event, Key, Walker};
 
 /// A user simulator of tau2 says one of these when its program is over.
 pub const END_MARKS: [&str; 3] = ["###STOP###", "###TRANSFER###", "###OUT-OF-SCOPE###"];
@@ -42,7 +43,7 @@ impl ReplyDigest {
 pub struct ReplyHasher {
     /// Where in a line of server-sent events the reader is; `None` for a whole JSON body.
     line: Option<Line>,
-    walk: Walk,
+    walker: Walker,
     message: Message,
 }
 
@@ -72,7 +73,7 @@ impl ReplyHasher {
     fn new(line: Option<Line>) -> Self {
         Self {
             line,
-            walk: Walk::new(),
+            walker: Walker::new(),
             message: Message::default(),
         }
     }
@@ -117,7 +118,7 @@ impl ReplyHasher {
             b'\n' | b'\r' => {
                 if matched == 0 {
                     // A blank line: the next frame is another JSON text.
-                    self.walk = Walk::new();
+                    self.walker.reset();
                 }
                 Line::Field(0, byte == b'\r')
             }
@@ -129,8 +130,8 @@ impl ReplyHasher {
 
     fn feed(&mut self, text: &[u8]) {
         let message = &mut self.message;
-        self.walk
-            .feed(text, &mut |path, piece| message.on(path, piece));
+        self.walker
+            .feed(text, &mut |path, event| message.on(path, event));
     }
 
     /// Whether the response's own end has passed: `[DONE]`, or the last brace of a whole body.
@@ -158,6 +159,8 @@ struct Message {
     /// Index of the choice being read. It stands before the message in every server's JSON.
     choice: u64,
     seen: bool,
+    /// Of the string being read: the text or an id.
+    decoder: Decoder,
     text: Xxh3,
     marks: Marks,
     ids: Option<u64>,
@@ -179,33 +182,48 @@ impl fmt::Debug for Message {
 }
 
 impl Message {
-    fn on(&mut self, path: &[Key], piece: Piece<'_>) {
+    fn on(&mut self, path: &[Key], event: Event<'_>) {
         match path {
-            [] => self.closed |= piece == Piece::Close,
-            [Key::Item] => self.done |= piece == Piece::Word(b"DONE"),
-            [Key::Choices, Key::Item, rest @ ..] => self.on_choice(rest, piece),
+            [] => self.closed |= event == Event::Close,
+            [Key::Item] => self.done |= event == Event::Word(b"DONE"),
+            [Key::Choices, Key::Item, rest @ ..] => self.on_choice(rest, event),
             _ => {}
         }
     }
 
-    fn on_choice(&mut self, path: &[Key], piece: Piece<'_>) {
-        match (path, piece) {
-            ([], Piece::Open) => self.choice = 0,
-            ([Key::Index], Piece::Word(word)) => {
+    fn on_choice(&mut self, path: &[Key], event: Event<'_>) {
+        match (path, event) {
+            ([], Event::Open) => self.choice = 0,
+            ([Key::Index], Event::Word(word)) => {
                 let index = std::str::from_utf8(word).ok().and_then(|w| w.parse().ok());
                 self.choice = index.unwrap_or(0);
             }
             _ if self.choice != 0 => {}
-            ([Key::Message], Piece::Open) => self.seen = true,
-            ([Key::Message, Key::Content], Piece::Text(text)) => {
-                self.text.update(text);
-                self.marks.read(text);
+            ([Key::Message | Key::Delta, rest @ ..], event) => self.on_message(rest, event),
+            _ => {}
+        }
+    }
+
+    fn on_message(&mut self, path: &[Key], event: Event<'_>) {
+        match path {
+            [] => self.seen |= event == Event::Open,
+            [Key::Content] => {
+                let (text, marks) = (&mut self.text, &mut self.marks);
+                decode(&mut self.decoder, event, &mut |run| {
+                    text.update(run);
+                    marks.read(run);
+                });
             }
-            ([Key::Message, Key::ToolCalls, Key::Item, Key::Id], Piece::Text(text)) => {
-                self.id.update(text);
-                self.id_len += text.len();
+            [Key::ToolCalls, Key::Item, Key::Id] => {
+                let (id, len) = (&mut self.id, &mut self.id_len);
+                decode(&mut self.decoder, event, &mut |run| {
+                    id.update(run);
+                    *len += run.len();
+                });
+                if matches!(event, Event::String(_)) {
+                    self.end_id();
+                }
             }
-            ([Key::Message, Key::ToolCalls, Key::Item, Key::Id], Piece::TextEnd) => self.end_id(),
             _ => {}
         }
     }
@@ -217,6 +235,19 @@ impl Message {
             self.last_id = Some(id);
             self.ids = Some(fold(self.ids.unwrap_or(0), id));
         }
+    }
+}
+
+/// Hands what `event` tells of a string's text to `sink`, escapes decoded.
+fn decode(decoder: &mut Decoder, event: Event<'_>, sink: &mut impl FnMut(&[u8])) {
+    match event {
+        Event::Piece(piece) => _ = decoder.read(piece, sink),
+        Event::Escaped(byte) => _ = decoder.read(&[b'\\', byte], sink),
+        Event::String(_) => {
+            decoder.read(b"\"", sink);
+            *decoder = Decoder::default();
+        }
+        Event::Open | Event::Close | Event::Word(_) => {}
     }
 }
 
