@@ -2,14 +2,11 @@
 
 use kvgate::policy::Outcome;
 
-use crate::support::valve::Limits;
-use crate::support::{Gate, Stub, config, fixture, valve};
+use crate::support::{Gate, Stub, begun_stream, fixture, open, shut};
 
 #[tokio::test]
 async fn a_client_that_leaves_while_held_never_reaches_the_backend() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (mut stub, gate, valve) = shut().await;
     for stream in [true, false] {
         let asking = gate.chat("leaver", stream).spawn();
         valve.holds(1).await;
@@ -30,10 +27,7 @@ async fn a_client_that_leaves_while_held_never_reaches_the_backend() {
 
 #[tokio::test]
 async fn a_client_that_leaves_before_the_first_byte_closes_the_backends_connection() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (mut stub, gate, valve) = open().await;
     for stream in [false, true] {
         let asking = gate.chat("p", stream).spawn();
         let call = stub.call().await;
@@ -47,16 +41,8 @@ async fn a_client_that_leaves_before_the_first_byte_closes_the_backends_connecti
 
 #[tokio::test]
 async fn a_client_that_leaves_in_mid_stream_closes_the_backends_connection() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
-    let asking = gate.chat("p", true).spawn();
-    let answer = fixture("chat-stream-usage");
-    let mut stream = stub.call().await.stream(&answer).await;
-    let mut reply = asking.await.unwrap();
-    stream.frame(&answer.frames()[0]).await;
-    reply.expect(&answer.frames()[0]).await;
+    let (mut stub, gate, valve) = open().await;
+    let (stream, reply) = begun_stream(&gate, &mut stub).await;
 
     drop(reply);
     stream.closed_by_peer().await;

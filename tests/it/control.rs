@@ -7,15 +7,7 @@ use kvgate::telemetry::journal::lines;
 use serde_json::json;
 
 use crate::support::client::Ask;
-use crate::support::valve::Limits;
-use crate::support::{Gate, Stub, Valve, config, fixture, valve};
-
-async fn shut() -> (Stub, Gate, Valve) {
-    let stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
-    (stub, gate, valve)
-}
+use crate::support::{Gate, Stub, config, fixture, shut};
 
 fn put(gate: &Gate, body: &serde_json::Value) -> Ask {
     Ask::new(gate.addr(), Method::PUT, "/policy").body(body.to_string())

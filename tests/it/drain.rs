@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::gate::{set_drain_settle, set_drain_timeout};
 use crate::support::valve::Limits;
-use crate::support::{Gate, Stub, config, fixture, valve, within};
+use crate::support::{Gate, Stub, config, fixture, shut, valve, within};
 
 #[tokio::test]
 async fn a_gate_with_nothing_to_do_drains_and_closes_its_port() {
@@ -47,9 +47,7 @@ async fn a_running_stream_is_finished_and_readiness_is_off_meanwhile() {
 
 #[tokio::test]
 async fn held_requests_are_served_when_the_policy_admits_them_in_time() {
-    let stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (stub, gate, valve) = shut().await;
     let _answering = stub.answer_all(fixture("chat-stream-usage"));
     let asking: Vec<_> = (0..20)
         .map(|n| gate.chat(&format!("p{n}"), true).spawn())

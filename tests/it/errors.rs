@@ -8,9 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::support::gate::{config_for, config_without_probes, set_max_body, set_stall_timeout};
-use crate::support::valve::Limits;
-use crate::support::{Call, Gate, Reply, Stub, config, fixture, valve, within};
+use crate::support::gate::{config_for, set_max_body, set_stall_timeout};
+use crate::support::{
+    Call, Gate, Reply, Stub, begun_stream, config, fixture, open, within, without_probes,
+};
 
 /// Asserts an error in OpenAI's shape: a message that says something, a type, a param, a code.
 async fn openai_error(reply: Reply, status: u16) -> Value {
@@ -102,10 +103,7 @@ async fn a_missing_model_is_the_backends_to_judge_where_the_gate_is_told_so() {
 
 #[tokio::test]
 async fn an_error_of_the_backend_passes_untouched_and_is_a_failed_step() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (mut stub, gate, valve) = open().await;
     let answer = fixture("err-context-prompt");
     let asking = gate.chat("p", true).spawn();
     stub.call().await.answer(&answer).await;
@@ -262,11 +260,7 @@ async fn a_stream_that_stalls_is_given_up() {
 
 #[tokio::test]
 async fn a_backend_that_dies_before_its_first_byte_gives_an_error_and_no_second_try() {
-    let mut stub = Stub::start().await;
-    let gate = Gate::start(config_without_probes(&[&stub]))
-        .await
-        .up()
-        .await;
+    let (mut stub, gate) = without_probes().await;
     let mut died_on_a_new_connection = 0;
     for stream in [false, true, false, true] {
         let asking = gate.chat("p", stream).spawn();
@@ -289,17 +283,8 @@ async fn a_backend_that_dies_before_its_first_byte_gives_an_error_and_no_second_
 
 #[tokio::test]
 async fn a_backend_that_dies_in_mid_stream_is_told_to_the_client() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
-    let asking = gate.chat("p", true).spawn();
-    let answer = fixture("chat-stream-usage");
-    let mut stream = stub.call().await.stream(&answer).await;
-    let mut reply = asking.await.unwrap();
-    let frame = &answer.frames()[0];
-    stream.frame(frame).await;
-    reply.expect(frame).await;
+    let (mut stub, gate, valve) = open().await;
+    let (stream, reply) = begun_stream(&gate, &mut stub).await;
 
     drop(stream);
     let (rest, broken) = reply.until_end_or_break().await;
@@ -323,13 +308,7 @@ fn assert_stream_failed(body: &[u8], broken: bool) {
 async fn a_frame_that_breaks_off_does_not_swallow_the_error() {
     let mut stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
-    let asking = gate.chat("p", true).spawn();
-    let answer = fixture("chat-stream-usage");
-    let mut stream = stub.call().await.stream(&answer).await;
-    let mut reply = asking.await.unwrap();
-    let whole = &answer.frames()[0];
-    stream.frame(whole).await;
-    reply.expect(whole).await;
+    let (mut stream, reply) = begun_stream(&gate, &mut stub).await;
     stream.frame(b"data: {\"choices\":[{\"del").await;
     drop(stream);
     let (rest, broken) = reply.until_end_or_break().await;
@@ -354,10 +333,7 @@ async fn a_tunnel_is_refused() {
 
 #[tokio::test]
 async fn an_error_inside_a_stream_is_a_failed_step() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (mut stub, gate, valve) = open().await;
     let asking = gate.chat("p", true).spawn();
     let body = "data: {\"error\":{\"message\":\"EngineCore encountered an issue\",\
         \"type\":\"InternalServerError\",\"param\":null,\"code\":500}}\n\ndata: [DONE]\n\n";
@@ -392,11 +368,7 @@ async fn ask_on_a_used_connection(
 
 #[tokio::test]
 async fn a_stale_connection_is_retried_once_and_the_client_notices_nothing() {
-    let mut stub = Stub::start().await;
-    let gate = Gate::start(config_without_probes(&[&stub]))
-        .await
-        .up()
-        .await;
+    let (mut stub, gate) = without_probes().await;
     // The backend closes the idle connection just as the next request is on its way.
     let (asking, stale) = ask_on_a_used_connection(&gate, &mut stub, false).await;
     let sent = stale.request.body.clone();
@@ -415,11 +387,7 @@ async fn a_stale_connection_is_retried_once_and_the_client_notices_nothing() {
 
 #[tokio::test]
 async fn a_retry_that_fails_too_is_an_error_and_the_last_try() {
-    let mut stub = Stub::start().await;
-    let gate = Gate::start(config_without_probes(&[&stub]))
-        .await
-        .up()
-        .await;
+    let (mut stub, gate) = without_probes().await;
     let (asking, stale) = ask_on_a_used_connection(&gate, &mut stub, false).await;
     drop(stale);
     let retry = stub.call().await;
@@ -432,11 +400,7 @@ async fn a_retry_that_fails_too_is_an_error_and_the_last_try() {
 
 #[tokio::test]
 async fn an_answer_that_has_begun_is_never_retried() {
-    let mut stub = Stub::start().await;
-    let gate = Gate::start(config_without_probes(&[&stub]))
-        .await
-        .up()
-        .await;
+    let (mut stub, gate) = without_probes().await;
     let (asking, call) = ask_on_a_used_connection(&gate, &mut stub, true).await;
     let stream = call.stream(&fixture("chat-stream-usage")).await;
     let reply = asking.await.unwrap();
@@ -449,11 +413,7 @@ async fn an_answer_that_has_begun_is_never_retried() {
 
 #[tokio::test]
 async fn a_response_head_that_breaks_off_or_cannot_be_read_is_never_retried() {
-    let mut stub = Stub::start().await;
-    let gate = Gate::start(config_without_probes(&[&stub]))
-        .await
-        .up()
-        .await;
+    let (mut stub, gate) = without_probes().await;
     let too_many_headers = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x-h: y\r\n".repeat(120));
     for head in ["HTTP/1.1 200 OK\r\nconte", &too_many_headers] {
         let (asking, call) = ask_on_a_used_connection(&gate, &mut stub, false).await;

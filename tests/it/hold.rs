@@ -4,14 +4,7 @@ use kvgate::policy::{Event, Outcome};
 use serde_json::json;
 
 use crate::support::valve::Limits;
-use crate::support::{Gate, Stub, Valve, config, fixture, valve};
-
-async fn shut() -> (Stub, Gate, Valve) {
-    let stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
-    (stub, gate, valve)
-}
+use crate::support::{Gate, Stub, config, fixture, shut, valve};
 
 #[tokio::test]
 async fn a_held_request_reaches_the_backend_only_when_admitted() {

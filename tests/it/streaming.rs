@@ -6,8 +6,7 @@ use kvgate::policy::{Event, Outcome, Tokens};
 use serde_json::{Value, json};
 
 use crate::support::fixture::request;
-use crate::support::valve::Limits;
-use crate::support::{Gate, Stub, config, fixture, valve};
+use crate::support::{Gate, Stub, config, fixture, open};
 
 /// Whether `longer` is `shorter` with bytes inserted in one place.
 fn is_splice(shorter: &[u8], longer: &[u8]) -> bool {
@@ -182,10 +181,7 @@ async fn usage_is_not_asked_for_where_the_api_does_not_know_it() {
 
 #[tokio::test]
 async fn the_policy_learns_the_usage_and_the_end_of_a_stream_nobody_asked_usage_of() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (mut stub, gate, valve) = open().await;
     let asking = gate.chat("p", true).spawn();
     stub.call()
         .await
@@ -205,10 +201,7 @@ async fn the_policy_learns_the_usage_and_the_end_of_a_stream_nobody_asked_usage_
 
 #[tokio::test]
 async fn tool_calls_are_the_outcome_of_a_stream_that_calls_tools() {
-    let mut stub = Stub::start().await;
-    let (policy, valve) = valve(Limits::default());
-    valve.open();
-    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    let (mut stub, gate, valve) = open().await;
     let asking = gate.chat("p", true).spawn();
     stub.call()
         .await

@@ -8,7 +8,9 @@ use kvgate::policy::Policy;
 use kvgate::proxy::{self, Config, DrainReport};
 use serde_json::Value;
 
-use super::{Ask, Stub, within};
+use super::stub::Streaming;
+use super::valve::{Limits, Valve, valve};
+use super::{Ask, Reply, Stub, fixture, within};
 
 /// A running gate.
 pub(crate) struct Gate {
@@ -21,14 +23,6 @@ pub(crate) fn config(stubs: &[&Stub]) -> Config {
     config_for(&urls)
 }
 
-/// As [`config`], but the gate looks at its backends only when it starts: every further connection is a request's.
-pub(crate) fn config_without_probes(stubs: &[&Stub]) -> Config {
-    Config {
-        scrape_interval: Duration::from_secs(3600),
-        ..config(stubs)
-    }
-}
-
 /// As [`config`], by URL.
 pub(crate) fn config_for(urls: &[String]) -> Config {
     Config {
@@ -38,6 +32,44 @@ pub(crate) fn config_for(urls: &[String]) -> Config {
         drain_settle: Duration::ZERO,
         ..Config::default()
     }
+}
+
+/// A stub, and a gate before it whose policy holds every request until the test opens the valve.
+pub(crate) async fn shut() -> (Stub, Gate, Valve) {
+    let stub = Stub::start().await;
+    let (policy, valve) = valve(Limits::default());
+    let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
+    (stub, gate, valve)
+}
+
+/// As [`shut`], with the valve open: nothing is held, and the test hears what the policy hears.
+pub(crate) async fn open() -> (Stub, Gate, Valve) {
+    let (stub, gate, valve) = shut().await;
+    valve.open();
+    (stub, gate, valve)
+}
+
+/// A stub, and a gate that looks at it only when it starts: every further connection is a request's.
+pub(crate) async fn without_probes() -> (Stub, Gate) {
+    let stub = Stub::start().await;
+    let config = Config {
+        scrape_interval: Duration::from_secs(3600),
+        ..config(&[&stub])
+    };
+    let gate = Gate::start(config).await.up().await;
+    (stub, gate)
+}
+
+/// A stream of program `p` whose first frame has reached the client.
+pub(crate) async fn begun_stream(gate: &Gate, stub: &mut Stub) -> (Streaming, Reply) {
+    let asking = gate.chat("p", true).spawn();
+    let answer = fixture("chat-stream-usage");
+    let mut stream = stub.call().await.stream(&answer).await;
+    let mut reply = asking.await.unwrap();
+    let frame = &answer.frames()[0];
+    stream.frame(frame).await;
+    reply.expect(frame).await;
+    (stream, reply)
 }
 
 impl Gate {

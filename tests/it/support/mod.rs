@@ -11,9 +11,9 @@ use std::time::Duration;
 
 pub(crate) use client::{Ask, Reply};
 pub(crate) use fixture::{Fixture, fixture};
-pub(crate) use gate::{Gate, config};
+pub(crate) use gate::{Gate, begun_stream, config, open, shut, without_probes};
 pub(crate) use stub::{Call, Stub};
-pub(crate) use valve::{Valve, valve};
+pub(crate) use valve::valve;
 
 /// How long anything may take on a crowded machine before the story counts as hung.
 const PATIENCE: Duration = Duration::from_secs(20);
