@@ -283,6 +283,23 @@ fn an_expert_asked_with_the_same_history_belongs_to_the_program_that_called_it()
 }
 
 #[test]
+fn of_very_many_programs_with_one_history_only_some_are_looked_at_for_a_repetition() {
+    let by = |others: usize| {
+        let mut table = table(1000);
+        table.infer.limits.idle = Duration::from_secs(3600);
+        for _ in 0..others {
+            let other = table.ask(&[user("u")]);
+            table.answer(other, &says("hi"));
+        }
+        let agent = table.ask(&[user("u")]);
+        table.answer(agent, &calls("expert"));
+        table.ask_model("expert", &[user("u")]).unwrap().by
+    };
+    assert_eq!(by(MAX_REPEATS - 1), Match::Repeat);
+    assert_eq!(by(MAX_REPEATS), Match::New);
+}
+
+#[test]
 fn one_prompt_put_to_two_models_is_two_programs() {
     let mut table = table(10);
     let one = table.ask_model("a", &[user("u")]).unwrap();
