@@ -165,7 +165,7 @@ impl Reading {
         let mut open: Option<Family<'_>> = None;
         for line in text.lines().map(str::trim) {
             let next = if line.starts_with('#') {
-                Family::announced(line, open.as_ref())?
+                Family::announced(line, open.as_ref()).ok()?
             } else if let Some(sample) = prometheus_text::samples(line).next() {
                 let sample = sample.ok()?;
                 if let Some(family) = open.as_mut().filter(|family| family.owns(sample.name)) {
@@ -214,6 +214,10 @@ impl Reading {
     }
 }
 
+/// A comment that the reference router's parser gives up on.
+#[derive(Clone, Copy, Debug)]
+struct Malformed;
+
 /// One metric as the reference router's parser groups samples: those after a `# HELP` or `# TYPE` line of their
 /// name belong together; any other sample is a metric of its own.
 #[derive(Debug, Default)]
@@ -227,24 +231,28 @@ struct Family<'a> {
 }
 
 impl<'a> Family<'a> {
-    /// The metric that a comment announces, if it is not the open one; `None` where the comment is malformed.
-    fn announced(line: &'a str, open: Option<&Self>) -> Option<Option<Self>> {
+    /// The metric that a comment announces, if it is not the open one.
+    fn announced(line: &'a str, open: Option<&Self>) -> Result<Option<Self>, Malformed> {
         let mut words = line.split_whitespace().skip(1);
         let (word, name, kind) = (words.next(), words.next(), words.next());
         let kind = match (word, kind) {
-            (Some("TYPE"), kind) => Some(kind.filter(|kind| Self::KINDS.contains(kind))?),
+            (Some("TYPE"), kind) => {
+                let kind = kind.filter(|kind| Self::KINDS.contains(kind));
+                Some(kind.ok_or(Malformed)?)
+            }
             (Some("HELP"), _) => None,
-            _ => return Some(None),
+            _ => return Ok(None),
         };
-        let name = name.filter(|name| prometheus_text::is_name(name))?;
+        let name = name.filter(|name| prometheus_text::is_name(name));
+        let name = name.ok_or(Malformed)?;
         let known = open.filter(|family| family.name == name);
         if known.is_some_and(|family| kind.is_none_or(|kind| family.kind == kind)) {
-            return Some(None);
+            return Ok(None);
         }
         let kind = kind.unwrap_or("untyped");
         let known = known.filter(|_| kind != "counter");
         let (highest, sum) = known.map_or((None, 0.0), |family| (family.highest, family.sum));
-        Some(Some(Self {
+        Ok(Some(Self {
             name,
             kind,
             highest,

@@ -1,5 +1,7 @@
 //! JSON values as Python's `str` writes them, which is how the references turn an id into a name.
 
+use std::fmt::Write as _;
+
 use serde_json::{Number, Value};
 
 /// `str(value)`.
@@ -62,7 +64,7 @@ fn quoted(text: &str) -> String {
             '\r' => literal.push_str("\\r"),
             '\t' => literal.push_str("\\t"),
             '\0'..='\x1f' | '\x7f'..='\u{a0}' => {
-                literal.push_str(&format!("\\x{:02x}", u32::from(char)));
+                let _infallible = write!(literal, "\\x{:02x}", u32::from(char));
             }
             char if char == quote => literal.extend(['\\', quote]),
             char => literal.push(char),
