@@ -11,6 +11,7 @@ use crate::config::ServeOptions;
 use crate::harness::engine::EngineArgs;
 use crate::harness::journal::JournalArgs;
 use crate::harness::quickstart::QuickstartArgs;
+use crate::harness::reference::scripts::ReferenceArgs;
 use crate::harness::replay::ReplayArgs;
 use crate::harness::report::ReportArgs;
 use crate::harness::simulator::SimulateArgs;
@@ -44,6 +45,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Compare finished runs: the active window, the whole run, and who won.
     Report(ReportArgs),
+    /// Print what the reference experiment's scripts printed of its run directories.
+    Reference(ReferenceArgs),
     /// Read a journal of decisions and run a policy on it again.
     Journal(JournalArgs),
     /// Run the engine model and a policy on a virtual clock: a minute of a GPU in milliseconds.

@@ -2,7 +2,7 @@
 //!
 //! Several threads write to the file without taking turns, so that a record may begin behind the end of another, or
 //! in the middle of a debug line. Hence a line is cut at every text that begins a record, and each part is read by
-//! itself. The reference scripts count otherwise: the first time of a line, and one event a line.
+//! itself. The scripts counted otherwise, see [`super::scripts`].
 
 use aho_corasick::{AhoCorasick, BuildError};
 

@@ -3,9 +3,9 @@
 //! Where a wall-clock time exists twice or not at all (summer time ends or begins), the zone answers as Python's
 //! `datetime.timestamp()` does with `fold=0`: the earlier of two, and the later reading of a skipped one.
 
+use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::{Offset, TimeZone};
-use jiff::{SignedDuration, Timestamp};
 use memchr::memchr_iter;
 
 /// Length of `YYYY-MM-DD HH:MM:SS`.
@@ -143,14 +143,11 @@ impl Zone {
         self.unix_s(local) as f64 + f64::from(local.millis) / 1000.0
     }
 
-    /// What a wall clock here shows at a moment, by a pattern of `strftime`.
-    pub fn show(&self, unix_s: i64, pattern: &str) -> String {
-        let offset = SignedDuration::from_secs(self.offset_s(unix_s));
-        let shifted = nearest(unix_s).checked_add(offset).unwrap_or_default();
-        Offset::UTC
-            .to_datetime(shifted)
-            .strftime(pattern)
-            .to_string()
+    /// What a wall clock here shows at a moment, by a pattern of `strftime`; `None` outside the years 1 to 9999.
+    pub fn show(&self, unix_s: i64, pattern: &str) -> Option<String> {
+        let shifted = unix_s.checked_add(self.offset_s(unix_s))?;
+        let shown = Offset::UTC.to_datetime(Timestamp::from_second(shifted).ok()?);
+        (shown.year() > 0).then(|| shown.strftime(pattern).to_string())
     }
 }
 
@@ -212,7 +209,7 @@ mod tests {
             assert_eq!(unix(&zone, text), expected, "{text}");
         }
         assert_eq!(
-            zone.show(1_793_521_800, "%Y-%m-%d %H:%M:%S"),
+            zone.show(1_793_521_800, "%Y-%m-%d %H:%M:%S").unwrap(),
             "2026-11-01 01:30:00"
         );
     }
@@ -221,7 +218,8 @@ mod tests {
     fn a_fixed_offset_is_a_zone() {
         let zone = Zone::fixed(-8 * 3600).unwrap();
         assert_eq!(unix(&zone, "2026-01-05 00:00:00"), 1_767_600_000);
-        assert_eq!(zone.show(1_767_600_000, "%H:%M:%S"), "00:00:00");
+        assert_eq!(zone.show(1_767_600_000, "%H:%M:%S").unwrap(), "00:00:00");
         assert!(Zone::fixed(1_000_000).is_none());
+        assert_eq!(zone.show(1_767_600_000_000, "%Y"), None, "milliseconds");
     }
 }

@@ -21,3 +21,4 @@ pub mod local_time;
 pub mod outputs;
 pub mod profile;
 pub mod python;
+pub mod scripts;

@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use super::local_time::LocalTime;
+
 /// Whether `str.strip` and the regular expression `\s` take this character for a blank.
 pub fn is_blank(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
@@ -132,6 +134,66 @@ pub fn path(text: &str) -> String {
     format!("{root}{}", parts.join("/"))
 }
 
+/// `datetime.strptime(text, "%Y-%m-%d %H:%M:%S")`; an error is what the `ValueError` says.
+pub fn strptime(text: &str) -> Result<LocalTime, String> {
+    let unlike = || {
+        format!(
+            "time data {} does not match format '%Y-%m-%d %H:%M:%S'",
+            str_repr(text)
+        )
+    };
+    let (fields, rest) = fields(text).ok_or_else(unlike)?;
+    if !rest.is_empty() {
+        return Err(format!("unconverted data remains: {rest}"));
+    }
+    let [year, month, day, hour, minute, second] = fields;
+    let padded = format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}");
+    LocalTime::parse(padded.as_bytes()).ok_or_else(|| match (year, second) {
+        (0, _) => "year 0 is out of range".to_owned(),
+        (_, 60..) => "second must be in 0..59".to_owned(),
+        _ => "day is out of range for month".to_owned(),
+    })
+}
+
+/// Year to second, each with as many digits as it may have, and what follows.
+fn fields(text: &str) -> Option<([u16; 6], &str)> {
+    let (year, mut rest) = number(text, 9999).filter(|(_, rest)| text.len() - rest.len() == 4)?;
+    let mut fields = [year, 0, 0, 0, 0, 0];
+    let limits = [
+        ('-', 1, 12),
+        ('-', 1, 31),
+        (' ', 0, 23),
+        (':', 0, 59),
+        (':', 0, 61),
+    ];
+    for (field, (before, lowest, highest)) in fields[1..].iter_mut().zip(limits) {
+        let unblanked = rest.trim_start_matches(is_blank);
+        let next = if before == ' ' {
+            Some(unblanked).filter(|next| next.len() < rest.len())
+        } else {
+            rest.strip_prefix(before)
+        };
+        (*field, rest) = number(next?, highest).filter(|(value, _)| *value >= lowest)?;
+    }
+    Some((fields, rest))
+}
+
+/// The longest number that `text` begins with and that is at most `highest`, of at most as many digits.
+fn number(text: &str, highest: u16) -> Option<(u16, &str)> {
+    let most = if highest > 99 { 4 } else { 2 };
+    let digits = text
+        .bytes()
+        .take(most)
+        .take_while(u8::is_ascii_digit)
+        .count();
+    let mut lengths = (1..=digits).rev();
+    lengths.find_map(|len| {
+        let (number, rest) = text.split_at_checked(len)?;
+        let number = number.parse().ok().filter(|number| *number <= highest)?;
+        Some((number, rest))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +265,41 @@ mod tests {
             ("///a/..", "/a/.."),
         ] {
             assert_eq!(path(given), shown, "{given:?}");
+        }
+    }
+
+    // Each case was put to CPython 3.11.
+    #[test]
+    fn times_are_read_as_python_reads_them() {
+        for text in ["2026-01-05 08:05:00", "2026-1-5\t 8:5:0"] {
+            assert_eq!(
+                strptime(text).map(|time| time.seconds),
+                Ok(1_767_600_300),
+                "{text:?}"
+            );
+        }
+        let unlike =
+            |text: &str| format!("time data '{text}' does not match format '%Y-%m-%d %H:%M:%S'");
+        for text in [
+            "",
+            "soon",
+            "2026-01-05",
+            "26-01-05 08:05:00",
+            "2026-13-05 08:05:00",
+            "2026-01-05 24:05:00",
+            "2026-00-05 08:05:00",
+        ] {
+            assert_eq!(strptime(text), Err(unlike(text)));
+        }
+        let errors = [
+            ("2026-01-05 08:05:00Z", "unconverted data remains: Z"),
+            ("2026-01-05 08:05:75", "unconverted data remains: 5"),
+            ("2026-02-30 08:05:00", "day is out of range for month"),
+            ("2026-01-05 08:05:60", "second must be in 0..59"),
+            ("0000-01-05 08:05:00", "year 0 is out of range"),
+        ];
+        for (text, error) in errors {
+            assert_eq!(strptime(text), Err(error.to_owned()));
         }
     }
 }
