@@ -2,6 +2,7 @@
 //!
 //! `tests/fixtures/reference/real-driver-run` was written by the experiment's own driver with mocked models: 18 tasks,
 //! 15 of which ended and 3 failed, 206 steps.
+#![expect(clippy::expect_used, reason = "a test may stop at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ fn counted(name: &str) -> (BTreeMap<&'static str, u64>, LogTally) {
         };
         *counts.entry(sort).or_default() += 1;
     });
-    (counts, tally.unwrap().unwrap())
+    (counts, tally.expect("a readable log").expect("a log"))
 }
 
 #[test]
@@ -86,7 +87,7 @@ fn the_profile_log_holds_the_same_records_as_the_driver_log() {
         .unwrap();
         let mut alone = Vec::new();
         let tally = files::profile_records(&run(name), |record| {
-            alone.push((record.at, record.text.to_owned()))
+            alone.push((record.at, record.text.to_owned()));
         })
         .unwrap();
         in_driver.sort();
@@ -105,7 +106,7 @@ fn the_profile_log_holds_the_same_records_as_the_driver_log() {
 fn samples_tell_the_zone_of_the_run_and_cover_it() {
     let mut rows = Vec::new();
     let each = |row: &kvgate::harness::reference::kv::Row<'_>| {
-        rows.push((row.sample.ts_s, row.offset_s()))
+        rows.push((row.sample.ts_s, row.offset_s()));
     };
     let tally = files::kv_rows(&run("real-driver-run/kv_cache_timeseries.csv"), each).unwrap();
     assert_eq!((tally.skipped, tally.samples), (0, rows.len() as u64));
@@ -134,7 +135,7 @@ fn the_json_files_are_read() {
 
     let mut failed = 0;
     let count = files::task_results(&run("real-driver-run"), |result| {
-        failed += u32::from(result.reward.is_none())
+        failed += u32::from(result.reward.is_none());
     });
     assert_eq!((count.unwrap(), failed), (18, 3));
 

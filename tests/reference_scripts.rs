@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use reference_support::PUBLISHED;
+use reference_support::{PUBLISHED, Shape};
 
 mod reference_support;
 
@@ -34,83 +34,43 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
 }
 
+/// The runs of a table, as flags.
 const SIX: &str = "--tr32 runs/tr32 --tr64 runs/tr64 --tr128 runs/tr128 --ct32 runs/ct32 --ct64 runs/ct64 --ct128 runs/ct128";
-const BASELINES: &str = "--bl32 runs/bl32 --bl64 runs/bl64 --bl128 runs/bl128";
-const BL128: &str = "--kv-csv runs/bl128/kv_cache_timeseries.csv";
+const NINE: &str = "SIX --bl32 runs/bl32 --bl64 runs/bl64 --bl128 runs/bl128";
 
-/// Every recorded output: its name, the zone and the arguments.
-fn cases() -> Vec<(&'static str, &'static str, String)> {
-    let utc = [
-        (
-            "compare9",
-            format!("compare --threshold 70 {SIX} {BASELINES}"),
-        ),
-        ("compare6", format!("compare6 --threshold 70 {SIX}")),
-        (
-            "outside_bl128",
-            "breakdown --threshold 70 --name BL128 --run-dir runs/bl128".into(),
-        ),
-        (
-            "outside_no_tasks",
-            "breakdown --threshold 70 --name NONE --run-dir runs/edge_no_tasks".into(),
-        ),
-        (
-            "outside_never",
-            "breakdown --threshold 70 --name X --run-dir runs/edge_never_above".into(),
-        ),
-        (
-            "outside_single",
-            "breakdown --threshold 70 --name X --run-dir runs/edge_single_above".into(),
-        ),
-        (
-            "outside_no_driver",
-            "breakdown --threshold 70 --name X --run-dir runs/edge_no_logs".into(),
-        ),
-        (
-            "bottleneck_no_tasks",
-            "bottleneck --threshold 70 --run Z=runs/edge_no_tasks".into(),
-        ),
-        (
-            "bottleneck_no_log",
-            "bottleneck --threshold 70 --run Z=runs/edge_no_logs".into(),
-        ),
-        ("bottleneck_norun", "bottleneck".into()),
-        ("bottleneck_bad", "bottleneck --run foo".into()),
-        (
-            "stuck_tr128",
-            "stuck --run-dir runs/tr128 --expected-total 45".into(),
-        ),
-        (
-            "stuck_no_tasks",
-            "stuck --run-dir runs/edge_no_tasks".into(),
-        ),
-        (
-            "kvafter_hit",
-            format!("kv-after {BL128} --cutoff '2026-01-05 08:05:00'"),
-        ),
-        (
-            "kvafter_none",
-            format!("kv-after {BL128} --cutoff 1767600800"),
-        ),
-        ("compare9_t85", format!("compare --threshold 85 {SIX} {BASELINES}")),
-        ("compare6_t85", format!("compare6 --threshold=85 {SIX}")),
-        ("outside_bl128_t85", "breakdown --threshold 85 --name BL128 --run-dir runs/bl128".into()),
-        ("outside_real_t5", "breakdown --threshold 5 --name REAL --run-dir real-driver-run".into()),
-        ("outside_never_t99_9", "breakdown --threshold 99.9 --name X --run-dir runs/tr32".into()),
-        ("bottleneck3", "bottleneck --run TR128=runs/tr128 --run CT128=runs/ct128 --run BL128=runs/bl128".into()),
-        ("bottleneck_real_t5", "bottleneck --threshold 5 --run REAL=real-driver-run/".into()),
-        ("stuck_real", "stuck --run-dir real-driver-run --expected-total 18".into()),
-        ("kvafter_t99_95", "kv-after --kv-csv ./runs/tr32//kv_cache_timeseries.csv --cutoff '2026-1-5 8:1:0' --threshold 99.95".into()),
-    ];
-    let elsewhere = (
-        "compare9_wrong_tz",
-        "America/Los_Angeles",
-        format!("compare {SIX} {BASELINES}"),
-    );
-    utc.into_iter()
-        .map(|(name, arguments)| (name, "UTC", arguments))
-        .chain([elsewhere])
-        .collect()
+/// Every recorded output: its name and the arguments.
+const CASES: &str = "
+compare9: compare --threshold 70 NINE
+compare9_t85: compare --threshold 85 NINE
+compare9_wrong_tz: compare NINE
+compare6: compare6 --threshold 70 SIX
+compare6_t85: compare6 --threshold=85 SIX
+outside_bl128: breakdown --threshold 70 --name BL128 --run-dir runs/bl128
+outside_bl128_t85: breakdown --threshold 85 --name BL128 --run-dir runs/bl128
+outside_real_t5: breakdown --threshold 5 --name REAL --run-dir real-driver-run
+outside_no_tasks: breakdown --threshold 70 --name NONE --run-dir runs/edge_no_tasks
+outside_never: breakdown --threshold 70 --name X --run-dir runs/edge_never_above
+outside_never_t99_9: breakdown --threshold 99.9 --name X --run-dir runs/tr32
+outside_single: breakdown --threshold 70 --name X --run-dir runs/edge_single_above
+outside_no_driver: breakdown --threshold 70 --name X --run-dir runs/edge_no_logs
+bottleneck3: bottleneck --run TR128=runs/tr128 --run CT128=runs/ct128 --run BL128=runs/bl128
+bottleneck_real_t5: bottleneck --threshold 5 --run REAL=real-driver-run/
+bottleneck_no_tasks: bottleneck --threshold 70 --run Z=runs/edge_no_tasks
+bottleneck_no_log: bottleneck --threshold 70 --run Z=runs/edge_no_logs
+bottleneck_norun: bottleneck
+bottleneck_bad: bottleneck --run foo
+stuck_tr128: stuck --run-dir runs/tr128 --expected-total 45
+stuck_real: stuck --run-dir real-driver-run --expected-total 18
+stuck_no_tasks: stuck --run-dir runs/edge_no_tasks
+kvafter_hit: kv-after --kv-csv runs/bl128/kv_cache_timeseries.csv --cutoff '2026-01-05 08:05:00'
+kvafter_none: kv-after --kv-csv runs/bl128/kv_cache_timeseries.csv --cutoff 1767600800
+kvafter_t99_95: kv-after --kv-csv ./runs/tr32//kv_cache_timeseries.csv --cutoff '2026-1-5 8:1:0' --threshold 99.95
+";
+
+fn cases() -> impl Iterator<Item = (&'static str, String)> {
+    let cases = CASES.lines().filter_map(|line| line.split_once(": "));
+    let whole = |arguments: &str| arguments.replace("NINE", NINE).replace("SIX", SIX);
+    cases.map(move |(name, arguments)| (name, whole(arguments)))
 }
 
 #[test]
@@ -121,7 +81,13 @@ fn every_recorded_output_is_printed_to_the_byte() {
         .lines()
         .filter_map(|line| line.split_once(" rc="))
         .collect();
-    for (name, zone, arguments) in cases() {
+    for (name, arguments) in cases() {
+        let elsewhere = name.ends_with("wrong_tz");
+        let zone = if elsewhere {
+            "America/Los_Angeles"
+        } else {
+            "UTC"
+        };
         let printed = reference(&fixtures(), zone, &arguments);
         let stdout = fs::read(expected.join(format!("{name}.stdout"))).expect("a recorded output");
         assert_eq!(text(&printed.stdout), text(&stdout), "{name}");
@@ -155,32 +121,23 @@ fn no_recorded_output_is_left_out() {
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
         .collect();
     recorded.sort();
-    let mut run: Vec<_> = cases()
-        .into_iter()
-        .map(|(name, _, _)| name.to_owned())
-        .collect();
+    let mut run: Vec<_> = cases().map(|(name, _)| name.to_owned()).collect();
     run.sort();
     assert_eq!(run, recorded);
 }
 
 /// The flags of `compare` for the nine published runs, written below `folder`.
 fn published(folder: &Path) -> String {
-    let mut flags = String::new();
-    for shape in PUBLISHED {
+    let flag = |shape: &Shape| {
         let dir = shape.write(folder);
         let policy = match shape.policy {
             "thunderreact" => "tr",
             "continuum" => "ct",
             _ => "bl",
         };
-        let name = dir
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
-        flags.push_str(&format!("--{policy}{} {name} ", shape.concurrency));
-    }
-    flags
+        format!("--{policy}{} {}", shape.concurrency, dir.display())
+    };
+    PUBLISHED.iter().map(flag).collect::<Vec<_>>().join(" ")
 }
 
 // Source: the tables 5.4 of the experiment's handoff document.
@@ -232,16 +189,11 @@ Steps/s, in the same active window:
 fn the_published_breakdown_is_printed() {
     let temp = tempfile::tempdir().expect("a folder");
     let dir = PUBLISHED[8].write(temp.path());
-    let name = dir
-        .file_name()
-        .expect("a name")
-        .to_string_lossy()
-        .into_owned();
     let printed = text(
         &reference(
             temp.path(),
             "UTC",
-            &format!("breakdown --name BL128 --run-dir {name}"),
+            &format!("breakdown --name BL128 --run-dir {}", dir.display()),
         )
         .stdout,
     );
@@ -299,15 +251,16 @@ fn flags_are_taken_as_argparse_takes_them() {
 /// One run of its own: a log and samples.
 fn small_run(log: &str, samples: &[(i64, &str)]) -> tempfile::TempDir {
     let temp = tempfile::tempdir().expect("a folder");
-    let rows: String = samples
-        .iter()
-        .map(|(at_s, usage)| format!("t,{at_s},1,vllm:kv_cache_usage_perc,{usage}\n"))
+    let row = |(at_s, usage): &(i64, &str)| format!("t,{at_s},1,vllm:kv_cache_usage_perc,{usage}");
+    let rows: Vec<_> = ["h".to_owned()]
+        .into_iter()
+        .chain(samples.iter().map(row))
         .collect();
     fs::create_dir(temp.path().join("run")).expect("a folder");
     fs::write(temp.path().join("run/driver.log"), log).expect("a log");
     fs::write(
         temp.path().join("run/kv_cache_timeseries.csv"),
-        format!("h\n{rows}"),
+        rows.join("\n"),
     )
     .expect("samples");
     temp

@@ -134,7 +134,10 @@ pub fn path(text: &str) -> String {
     format!("{root}{}", parts.join("/"))
 }
 
-/// `datetime.strptime(text, "%Y-%m-%d %H:%M:%S")`; an error is what the `ValueError` says.
+/// `datetime.strptime(text, "%Y-%m-%d %H:%M:%S")`.
+///
+/// # Errors
+/// What Python's `ValueError` says.
 pub fn strptime(text: &str) -> Result<LocalTime, String> {
     let unlike = || {
         format!(

@@ -238,11 +238,14 @@ fn tables(
         say!(out, "| :---- | {rules} :----- |");
         for (row, concurrency) in ROWS.iter().enumerate() {
             let rates: Vec<_> = runs.iter().map(|policy| rate.of(&policy[row])).collect();
-            let cells: String = rates
-                .iter()
-                .map(|value| format!(" {} {} |", fixed(*value, 2), rate.unit()))
-                .collect();
-            say!(out, "| C={concurrency}  |{cells} {} |", winner(&rates)?);
+            let cell = |value: &f64| format!("{} {}", fixed(*value, 2), rate.unit());
+            let cells: Vec<_> = rates.iter().map(cell).collect();
+            say!(
+                out,
+                "| C={concurrency}  | {} | {} |",
+                cells.join(" | "),
+                winner(&rates)?
+            );
         }
     }
     Ok(())

@@ -49,9 +49,8 @@ pub(super) fn ended(run: &Path, zone: &Zone, mut each: impl FnMut(Ended, i64)) {
     else {
         return;
     };
-    let _unread = finder.lines(file, |line| {
-        ended_in(line, |what, at| each(what, zone.unix_s(at)))
-    });
+    let mut each = |line: &[u8]| ended_in(line, |what, at| each(what, zone.unix_s(at)));
+    let _unread = finder.lines(file, &mut each);
 }
 
 /// A line of the log is several to Python where it holds a character that ends one there. Each of those counts,

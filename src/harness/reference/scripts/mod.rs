@@ -85,13 +85,14 @@ impl Raised {
 
     /// What `open(path)` or reading from it raises.
     fn os_error(error: &io::Error, path: &Path) -> Self {
-        let class = match error.kind() {
-            io::ErrorKind::NotFound => "FileNotFoundError",
-            io::ErrorKind::PermissionDenied => "PermissionError",
-            io::ErrorKind::IsADirectory => "IsADirectoryError",
-            io::ErrorKind::NotADirectory => "NotADirectoryError",
-            _ => "OSError",
-        };
+        let classes = [
+            (io::ErrorKind::NotFound, "FileNotFoundError"),
+            (io::ErrorKind::PermissionDenied, "PermissionError"),
+            (io::ErrorKind::IsADirectory, "IsADirectoryError"),
+            (io::ErrorKind::NotADirectory, "NotADirectoryError"),
+        ];
+        let class = classes.iter().find(|(kind, _)| *kind == error.kind());
+        let class = class.map_or("OSError", |(_, class)| *class);
         let text = error.to_string();
         let what = text
             .split_once(" (os error")
