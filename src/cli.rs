@@ -46,6 +46,9 @@ pub enum Command {
     /// Compare finished runs: the active window, the whole run, and who won.
     Report(ReportArgs),
     /// Print what the reference experiment's scripts printed of its run directories.
+    ///
+    /// Each command has the flags of its script and its exit status. The logs tell a wall clock's time without a
+    /// zone: set TZ to the zone in which the runs were made.
     Reference(ReferenceArgs),
     /// Read a journal of decisions and run a policy on it again.
     Journal(JournalArgs),

@@ -13,6 +13,9 @@
 //! those were: times are read in the zone of the process (`TZ`), and a `driver.log` that is missing counts as empty.
 //! Where Python raised, the exception's last line goes to standard error, behind what had been printed until then.
 //!
+//! Logs are counted as they stream by; `stuck` keeps the samples, 16 bytes each, and `bottleneck` the durations that it
+//! takes quantiles of, 8 bytes each.
+//!
 //! Not the same: a line of more than [`super::lines::MAX_LINE`] bytes is cut; and GNU grep, on which the scripts
 //! stood, gave up on a log at its first byte that is no text, where this reads on.
 
