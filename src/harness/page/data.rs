@@ -128,6 +128,10 @@ pub struct Run {
     pub label: String,
     /// Its policy, as in [`Estimate::policy`]; decides the colour.
     pub policy: String,
+    /// Its workload and concurrency, as in [`Group::workload`] and [`Group::concurrency`].
+    pub workload: String,
+    /// Programs at once.
+    pub concurrency: u64,
     /// Name and value of what is known about it: folder, start, model, KV capacity, seed, git state.
     pub facts: Vec<(String, String)>,
     /// How long it took: the end of its time axes, in seconds.
@@ -229,7 +233,7 @@ pub enum Phase {
     /// The gate holds its step.
     Hold,
     /// A tool or a user works.
-    ToolGap,
+    Gap,
 }
 
 /// Any table.
