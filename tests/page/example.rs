@@ -8,16 +8,16 @@ use kvgate::harness::page::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub const POLICIES: [&str; 3] = ["thunderreact", "continuum", "baseline"];
+pub(crate) const POLICIES: [&str; 3] = ["thunderreact", "continuum", "baseline"];
 const CONCURRENCIES: [u64; 3] = [32, 64, 128];
 /// Tasks per minute in the active window, by concurrency and policy.
 const TASKS_PER_MIN: [[f64; 3]; 3] = [[3.77, 3.55, 3.36], [4.13, 2.50, 3.52], [3.24, 2.41, 3.51]];
 const STEPS_PER_S: [[f64; 3]; 3] = [[0.47, 0.43, 0.44], [0.50, 0.36, 0.43], [0.44, 0.33, 0.42]];
 /// What a hostile client may name its program.
-pub const HOSTILE: &str = "<script>alert('a program')</script>";
+pub(crate) const HOSTILE: &str = "<script>alert('a program')</script>";
 
 /// The whole page.
-pub fn page() -> Page {
+pub(crate) fn page() -> Page {
     let groups = (0..CONCURRENCIES.len()).map(group).collect();
     let mut runs = Vec::new();
     for (row, concurrency) in CONCURRENCIES.into_iter().enumerate() {

@@ -45,7 +45,7 @@ pub(super) const FORMATS: [Format; 2] = [
     },
     Format {
         width: 358,
-        left: 36,
+        left: 44,
         x_labels: 4,
         buckets: 120,
     },
@@ -53,7 +53,7 @@ pub(super) const FORMATS: [Format; 2] = [
 
 const TOP_PX: u32 = 8;
 const RIGHT_PX: u32 = 12;
-const BOTTOM_PX: u32 = 20;
+const BOTTOM_PX: u32 = 24;
 
 /// Seconds in larger units where there are many.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +91,17 @@ pub(super) fn letters(tone: Tone, h_pos: HPos, v_pos: VPos) -> TextStyle<'static
         color: Ink::plain(tone).to_backend_color(),
         pos: Pos { h_pos, v_pos },
     }
+}
+
+/// A label of an axis without the remains of binary fractions.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "plotters asks for labels so"
+)]
+fn number(value: &f64) -> String {
+    let text = format!("{value:.6}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0" } else { text }.to_owned()
 }
 
 /// The end of a run's time axis, in seconds.
@@ -170,9 +181,9 @@ impl<'r> Timeline<'r> {
             .label_style(letters(Tone::Muted, HPos::Center, VPos::Center))
             .x_labels(self.format.x_labels)
             .y_labels(y_labels)
-            .x_label_formatter(&|x| format!("{x} {unit}"))
+            .x_label_formatter(&|x| format!("{} {unit}", number(x)))
             .y_label_formatter(y_text)
-            .set_all_tick_mark_size(0)
+            .set_all_tick_mark_size(4 * UNITS)
             .draw()
     }
 
@@ -251,7 +262,7 @@ pub(super) fn load(run: &Run) -> Known<Pair> {
     );
     pair(|format| {
         let timeline = Timeline::new(run, format, 150, top);
-        timeline.draw(4, &f64::to_string, |chart| {
+        timeline.draw(4, &number, |chart| {
             let mut count = 0;
             for (points, ink) in &there {
                 count += timeline.line(chart, points, *ink)?;
@@ -279,9 +290,7 @@ pub(super) fn step_rate(run: &Run, policy: usize) -> Known<Pair> {
     pair(|format| {
         let timeline = Timeline::new(run, format, 130, top);
         let ink = Ink::data(Tone::Policy(policy));
-        timeline.draw(4, &f64::to_string, |chart| {
-            timeline.line(chart, &points, ink)
-        })
+        timeline.draw(4, &number, |chart| timeline.line(chart, &points, ink))
     })
 }
 

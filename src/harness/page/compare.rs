@@ -19,7 +19,10 @@ pub(super) fn verdicts(page: &Page, policies: &Policies<'_>) -> Markup {
         section #verdict {
             h2 { "Verdict" }
             @if errors > 0 {
-                p.alarm { "The verdict does not stand: " a href="#findings" { (errors) @if errors == 1 { " error" } @else { " errors" } " in the data" } "." }
+                p.alarm {
+                    "Before you trust this: "
+                    a href="#findings" { (errors) @if errors == 1 { " error" } @else { " errors" } " in the data" } "."
+                }
             }
             @if page.groups.is_empty() { p.missing { "Nothing was compared." } }
             div.cards { @for group in &page.groups { (card(group, policies)) } }
@@ -66,8 +69,10 @@ pub(super) fn comparison(page: &Page, policies: &Policies<'_>) -> Markup {
                 div.small { @for name in metric_names(page, workload) { (metric_bars(page, workload, name, policies)) } }
             }
             p.note { "Bars reach to the median, thin lines over its confidence interval; ★ marks a clear winner. C: programs at once." }
-            @for group in &page.groups { (figures(group, policies)) }
-            @for extra in &page.tables { (table(extra)) }
+            div.tables {
+                @for group in &page.groups { (figures(group, policies)) }
+                @for extra in &page.tables { (table(extra)) }
+            }
         }
     }
 }

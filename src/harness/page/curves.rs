@@ -16,6 +16,9 @@ const SIZE: (u32, u32) = (350, 180);
 /// Powers of ten on the axis, at most; shorter durations stand at its beginning.
 const DECADES: i32 = 5;
 
+/// The axis is this much longer at both ends, so that rounding leaves its first and last label on it.
+const EDGE: f64 = 0.9999;
+
 /// Draws one curve for each distribution.
 pub(super) fn curves(runs: &[(&Distribution, Ink)]) -> Known<Drawing> {
     let all = || {
@@ -47,10 +50,10 @@ fn draw(
 ) -> Result<usize, DrawError> {
     let mut chart = ChartBuilder::on(area)
         .margin_top(8 * UNITS)
-        .margin_right(18 * UNITS)
-        .x_label_area_size(20 * UNITS)
-        .y_label_area_size(40 * UNITS)
-        .build_cartesian_2d((low..high).log_scale(), 0.0..100.0)?;
+        .margin_right(26 * UNITS)
+        .x_label_area_size(24 * UNITS)
+        .y_label_area_size(44 * UNITS)
+        .build_cartesian_2d((low * EDGE..high / EDGE).log_scale(), 0.0..100.0)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -61,7 +64,7 @@ fn draw(
         .y_labels(5)
         .x_label_formatter(&|seconds| duration(*seconds))
         .y_label_formatter(&|share| format!("{share} %"))
-        .set_all_tick_mark_size(0)
+        .set_all_tick_mark_size(4 * UNITS)
         .draw()?;
     let mut count = 0;
     for (distribution, ink) in runs {

@@ -21,7 +21,7 @@ const MAX_BARS: usize = 2400;
 /// Columns of the finest picture, for each pixel of its width.
 const COLUMNS_PER_PX: f64 = 0.5;
 /// Letters of a program's name beside its lane.
-const NAME_LETTERS: usize = 20;
+const NAME_LETTERS: usize = 17;
 /// Height of a lane in pixels.
 const LANE_PX: u32 = 14;
 
@@ -73,7 +73,7 @@ pub(super) fn gantt(run: &Run) -> Known<Pair> {
     }
     pair(|format| {
         let count = u32::try_from(lanes.len()).unwrap_or(u32::MAX);
-        let height = count.saturating_mul(LANE_PX) + 32;
+        let height = count.saturating_mul(LANE_PX).saturating_add(32);
         let timeline = Timeline::new(run, format, height, f64::from(count));
         let bars = bars(&lanes, end_s(run), f64::from(format.width) * COLUMNS_PER_PX);
         timeline.draw(0, &|_| String::new(), |chart| {
@@ -312,6 +312,6 @@ mod tests {
             &[],
         );
         let shown = label(&lane, 1, super::super::chart::FORMATS[0]);
-        assert_eq!(shown, "telecom:[m…ONA:None]");
+        assert_eq!(shown, "telecom:…NA:None]");
     }
 }

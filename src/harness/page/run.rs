@@ -22,8 +22,10 @@ fn section(run: &Run, policies: &Policies<'_>) -> Markup {
             (load(run))
             (step_rate(run, policy))
             (programs(run))
-            (table(&quantiles(&run.latencies)))
-            @for table_of_run in &run.tables { (table(table_of_run)) }
+            div.tables {
+                (table(&quantiles(&run.latencies)))
+                @for more in &run.tables { (table(more)) }
+            }
             (artifacts(&run.artifacts))
         }
     }

@@ -249,6 +249,10 @@ impl DrawingBackend for Pen<'_> {
         points: I,
         style: &S,
     ) -> Drawn {
+        // Plotters draws lines of its mesh that were asked away in a colour that is not seen.
+        if style.color().alpha == 0.0 {
+            return Ok(());
+        }
         self.0.path(classes_of("line", style), |path| {
             let mut count = 0;
             for (x, y) in points {
