@@ -37,9 +37,10 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
 ];
 
 /// Where neither clock, nor I/O, nor a task may appear: paths by their beginning.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "src/proxy/infer/",
     "src/harness/engine/core",
+    "src/harness/page/",
     "src/harness/simulate",
     "src/policy/",
     "src/proxy/identity.rs",
@@ -102,8 +103,8 @@ const FORBIDDEN: [(&str, &str); 12] = [
 ];
 
 /// The files that are ours to word: by ending or by name.
-const TEXT_ENDINGS: [&str; 10] = [
-    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".js", ".ci/run", "justfile", ".yml",
+const TEXT_ENDINGS: [&str; 11] = [
+    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".css", ".js", ".ci/run", "justfile", ".yml",
 ];
 
 /// One file of the tree.

@@ -96,30 +96,30 @@ impl Browser {
             let (_, port) = line.split_once("started successfully on port ")?;
             port.trim_end_matches('.').parse::<u16>().ok()
         });
-        let url = format!(
-            "http://127.0.0.1:{}/session",
-            port.expect("chromedriver says its port")
-        );
         let http = reqwest::Client::builder()
             .no_proxy()
             .timeout(PATIENCE)
             .build()
             .expect("a client");
+        // From here on the driver ends with the browser.
+        let mut browser = Self {
+            http,
+            session: format!(
+                "http://127.0.0.1:{}/session",
+                port.expect("chromedriver says its port")
+            ),
+            driver: child,
+        };
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": FLAGS},
             "goog:loggingPrefs": {"browser": "ALL"},
         }}});
-        let answer = post(&http, &url, &wanted).await;
+        let answer = post(&browser.http, &browser.session, &wanted).await;
         let id = answer["sessionId"].as_str().expect("a session");
-        let browser = Self {
-            http,
-            session: format!("{url}/{id}"),
-            driver: child,
-        };
-        browser
-            .ask("url", &json!({"url": format!("file://{}", file.display())}))
-            .await;
+        browser.session = format!("{}/{id}", browser.session);
+        let url = format!("file://{}", file.display());
+        browser.ask("url", &json!({"url": url})).await;
         browser
     }
 
@@ -159,11 +159,8 @@ impl Browser {
     /// Sets the colour scheme that the reader prefers.
     pub(crate) async fn scheme(&self, scheme: &str) {
         let feature = json!({"name": "prefers-color-scheme", "value": scheme});
-        self.cdp(
-            "Emulation.setEmulatedMedia",
-            json!({"media": "screen", "features": [feature]}),
-        )
-        .await;
+        self.cdp("Emulation.setEmulatedMedia", json!({"features": [feature]}))
+            .await;
     }
 
     /// Saves a picture of the page from its beginning.

@@ -181,7 +181,7 @@ fn metric(
     }
 }
 
-fn interval(median: f64) -> Interval {
+pub(crate) fn interval(median: f64) -> Interval {
     Interval {
         median,
         bounds: Some((median * 0.965, median * 1.04)),
@@ -530,11 +530,13 @@ fn artifacts() -> Vec<Artifact> {
     files
 }
 
+/// No figure, and why.
+pub(crate) fn no<T>(why: &str) -> Known<T> {
+    Err(why.to_owned())
+}
+
 /// A run of which nothing but its log's head was saved: every figure says why it is not there.
 fn broken_run() -> Run {
-    fn no<T>(why: &str) -> Known<T> {
-        Err(why.to_owned())
-    }
     let csv = "kv_cache_timeseries.csv is missing";
     let log = "driver.log ends before the first step";
     let kinds = [

@@ -6,6 +6,7 @@
 
 mod browser;
 mod example;
+mod strange;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -95,6 +96,59 @@ fn the_page_is_one_file_of_bounded_size_and_the_same_every_time() {
     for outside in ["http://", "https://", "<script", "@import", "url("] {
         assert!(!html.contains(outside), "the page says {outside}");
     }
+}
+
+#[test]
+fn no_text_becomes_markup() {
+    let marks = |word: &str| {
+        let html = render(&strange::worded(word));
+        ["<", ">", "\""].map(|mark| html.matches(mark).count())
+    };
+    assert_eq!(
+        marks("plain"),
+        marks(r#""><script>alert('x')</script>&quot;<b x="#)
+    );
+    assert!(render(&strange::worded("<b>")).contains("&lt;b&gt;"));
+}
+
+#[test]
+fn odd_figures_still_make_a_page_and_not_a_large_one() {
+    let html = render(&strange::odd());
+    assert!(html.len() < MAX_BYTES, "{} bytes", html.len());
+    let paths = html
+        .split(" d=\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next());
+    for number in paths.flat_map(|path| path.split(|c: char| !c.is_ascii_digit())) {
+        assert!(
+            number.len() < 6,
+            "a shape reaches out of its drawing: {number}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_page_says_that_it_is_empty() {
+    let mut page = strange::worded("x");
+    (page.groups, page.runs, page.findings, page.tables) = Default::default();
+    let html = render(&page);
+    assert!(html.contains("Nothing was compared.") && html.contains("Nothing is missing"));
+}
+
+#[test]
+fn many_backends_and_long_series_do_not_make_a_large_page() {
+    let mut page = strange::worded("x");
+    let points: Vec<_> = (0..100_000)
+        .map(|n| (f64::from(n), f64::from(n % 100)))
+        .collect();
+    let line = |n: u32| kvgate::harness::page::Line {
+        name: n.to_string(),
+        points: points.clone(),
+    };
+    page.runs[0].length_s = 100_000.0;
+    page.runs[0].kv = Ok((0..64).map(line).collect());
+    let html = render(&page);
+    assert!(html.len() < MAX_BYTES / 9, "{} bytes", html.len());
 }
 
 #[tokio::test]
@@ -224,7 +278,7 @@ async fn both_schemes_can_be_read() {
 }
 
 #[tokio::test]
-async fn on_paper_it_is_light_wide_and_folds_nothing_away() {
+async fn on_paper_it_is_light_and_wide_and_lists_the_files() {
     let Some(browser) = opened(&example::page(), "paper").await else {
         return;
     };

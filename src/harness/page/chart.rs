@@ -51,6 +51,11 @@ pub(super) const FORMATS: [Format; 2] = [
     },
 ];
 
+/// Lines of a plot that are drawn as finely as its format allows.
+const FULL_LINES: usize = 4;
+/// Buckets of a line at least, however many there are.
+const MIN_BUCKETS: usize = 40;
+
 const TOP_PX: u32 = 8;
 const RIGHT_PX: u32 = 12;
 const BOTTOM_PX: u32 = 24;
@@ -158,7 +163,8 @@ impl<'r> Timeline<'r> {
 
     fn window(&self, chart: &mut Chart<'_, '_>) -> Result<(), DrawError> {
         if let Ok(Span { start_s, end_s }) = self.run.window {
-            let corners = [(self.x(start_s), self.top), (self.x(end_s), 0.0)];
+            let x = |seconds: f64| self.x(seconds.clamp(0.0, self::end_s(self.run)));
+            let corners = [(x(start_s), self.top), (x(end_s), 0.0)];
             let shade = Ink::plain(Tone::Window).filled();
             chart.draw_series([Rectangle::new(corners, shade)])?;
         }
@@ -187,15 +193,18 @@ impl<'r> Timeline<'r> {
             .draw()
     }
 
-    /// Draws a line, thinned; says of how many points.
+    /// Draws one of so many lines, thinned; says of how many points.
     fn line(
         &self,
         chart: &mut Chart<'_, '_>,
         points: &[(f64, f64)],
         ink: Ink,
+        lines: usize,
     ) -> Result<usize, DrawError> {
-        let kept = thinned(points, end_s(self.run), self.format.buckets);
-        let place = |(time, value): &(f64, f64)| (self.x(*time), value.min(self.top));
+        let end = end_s(self.run);
+        let kept = thinned(points, end, buckets(self.format, lines));
+        let place =
+            |(time, value): &(f64, f64)| (self.x(time.clamp(0.0, end)), value.clamp(0.0, self.top));
         let paths: Vec<Vec<_>> = stretches(&kept)
             .map(|stretch| stretch.iter().map(place).collect())
             .collect();
@@ -203,6 +212,11 @@ impl<'r> Timeline<'r> {
         chart.draw_series(paths.into_iter().map(|path| PathElement::new(path, ink)))?;
         Ok(count)
     }
+}
+
+/// Many lines in one plot are thinned more, so that a plot of many backends is not many times as large.
+fn buckets(format: Format, lines: usize) -> usize {
+    (format.buckets * FULL_LINES / lines.max(FULL_LINES)).max(MIN_BUCKETS)
 }
 
 /// Draws in both formats.
@@ -221,7 +235,8 @@ pub(super) fn kv(run: &Run, policy: usize) -> Known<Pair> {
             threshold(&timeline, chart)?;
             let mut count = 0;
             for (at, line) in lines.iter().enumerate() {
-                count += timeline.line(chart, &line.points, backend_ink(policy, at))?;
+                count +=
+                    timeline.line(chart, &line.points, backend_ink(policy, at), lines.len())?;
             }
             Ok(count)
         })
@@ -265,7 +280,7 @@ pub(super) fn load(run: &Run) -> Known<Pair> {
         timeline.draw(4, &number, |chart| {
             let mut count = 0;
             for (points, ink) in &there {
-                count += timeline.line(chart, points, *ink)?;
+                count += timeline.line(chart, points, *ink, there.len())?;
             }
             Ok(count)
         })
@@ -290,7 +305,7 @@ pub(super) fn step_rate(run: &Run, policy: usize) -> Known<Pair> {
     pair(|format| {
         let timeline = Timeline::new(run, format, 130, top);
         let ink = Ink::data(Tone::Policy(policy));
-        timeline.draw(4, &number, |chart| timeline.line(chart, &points, ink))
+        timeline.draw(4, &number, |chart| timeline.line(chart, &points, ink, 1))
     })
 }
 

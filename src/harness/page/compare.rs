@@ -5,8 +5,8 @@ use maud::{Markup, html};
 use super::bars::{Cluster, bars};
 use super::curves::curves;
 use super::parts::{Caption, Key, Policies, small_figure, swatch, table};
-use super::svg::{Drawing, Ink, Tone};
-use super::{Estimate, Group, Interval, Known, Metric, Page, Run, Severity, Verdict};
+use super::svg::{Ink, Tone};
+use super::{Estimate, Group, Interval, Metric, Page, Run, Severity, Verdict};
 
 /// One card for each group: who won, by the first metric.
 pub(super) fn verdicts(page: &Page, policies: &Policies<'_>) -> Markup {
@@ -68,7 +68,7 @@ pub(super) fn comparison(page: &Page, policies: &Policies<'_>) -> Markup {
                 p { (super::parts::legend(&policies.keys())) }
                 div.small { @for name in metric_names(page, workload) { (metric_bars(page, workload, name, policies)) } }
             }
-            p.note { "Bars reach to the median, thin lines over its confidence interval; ★ marks a clear winner. C: programs at once." }
+            p.note { "Bars reach to the median, thin lines over its confidence interval; ★ marks a clear winner. C: programs at once; n: runs." }
             div.tables {
                 @for group in &page.groups { (figures(group, policies)) }
                 @for extra in &page.tables { (table(extra)) }
@@ -193,11 +193,12 @@ fn cell(metric: &Metric, policy: &str) -> Markup {
 
 fn interval_text(metric: &Metric, interval: &Interval) -> Markup {
     let digits = metric.decimals;
+    let bounds = interval.bounds.map_or_else(String::new, |(low, high)| {
+        format!("{low:.digits$} to {high:.digits$}, ")
+    });
     html! {
         (format!("{:.digits$}", interval.median)) " " span.muted { (metric.unit) }
-        @if let Some((low, high)) = interval.bounds {
-            br; span.muted { (format!("{low:.digits$} to {high:.digits$}, {} runs", interval.runs)) }
-        }
+        br; span.muted { (bounds) "n=" (interval.runs) }
     }
 }
 
@@ -244,9 +245,7 @@ fn cell_latencies(runs: &[&Run], policies: &Policies<'_>) -> Markup {
     html! {
         p { (super::parts::legend(&keys)) }
         div.small { @for kind in kinds {
-            @let label = format!("Distribution of {kind} durations; the figures are in the tables of the runs");
-            @let caption = Caption { plot: "latency", title: kind, label: &label, keys: &[] };
-            (small_figure(caption, overlaid(runs, &inks, kind)))
+            (overlaid(runs, &inks, kind))
         } }
     }
 }
@@ -265,23 +264,34 @@ fn inks(runs: &[&Run], policies: &Policies<'_>) -> Vec<Ink> {
     runs.iter().enumerate().map(ink).collect()
 }
 
-fn overlaid(runs: &[&Run], inks: &[Ink], kind: &str) -> Known<Drawing> {
+/// The distributions of one kind over each other, and below them which runs have none and why.
+fn overlaid(runs: &[&Run], inks: &[Ink], kind: &str) -> Markup {
     let mut found = Vec::new();
-    let mut whys = Vec::new();
+    let mut missing = Vec::new();
     for (run, ink) in runs.iter().zip(inks) {
-        match run
-            .latencies
-            .iter()
-            .find(|latency| latency.kind == kind)
-            .map(|latency| &latency.distribution)
-        {
+        let latency = run.latencies.iter().find(|latency| latency.kind == kind);
+        match latency.map(|latency| &latency.distribution) {
             Some(Ok(distribution)) => found.push((distribution, *ink)),
-            Some(Err(why)) => whys.push(why.as_str()),
-            None => {}
+            Some(Err(why)) => missing.push((&run.label, why.as_str())),
+            None => missing.push((&run.label, "it was not looked for")),
         }
     }
+    let label =
+        format!("Distribution of {kind} durations; the figures are in the tables of the runs");
+    let caption = Caption {
+        plot: "latency",
+        title: kind,
+        label: &label,
+        keys: &[],
+    };
     if found.is_empty() {
-        return Err(distinct(whys.into_iter()).join("; "));
+        let whys = distinct(missing.iter().map(|(_, why)| *why)).join("; ");
+        return small_figure(caption, Err(whys));
     }
-    curves(&found)
+    html! {
+        div {
+            (small_figure(caption, curves(&found)))
+            @for (run, why) in missing { p.note { "Not drawn, " (run) ": " (why) "." } }
+        }
+    }
 }

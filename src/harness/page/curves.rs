@@ -26,7 +26,7 @@ pub(super) fn curves(runs: &[(&Distribution, Ink)]) -> Known<Drawing> {
             .flat_map(|(of, _)| of.quantiles.iter().map(|quantile| quantile.1))
     };
     let usable = || all().filter(|seconds| seconds.is_finite() && *seconds > 0.0);
-    let (low, high) = axis(usable()).ok_or("all durations are 0 s")?;
+    let (low, high) = axis(usable()).ok_or("no duration is above 0 s")?;
     Drawing::new(SIZE, |area| draw(area, runs, low, high))
 }
 

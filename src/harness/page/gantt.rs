@@ -126,8 +126,9 @@ fn draw_stuck(
 ) -> Result<(), DrawError> {
     let last = lane.phases.last().map_or(0.0, |(_, span)| span.end_s);
     let (y, end) = (level(chart, row), chart.x_range().end);
+    let last = timeline.x(last).clamp(0.0, end);
     let ink = Ink::plain(Tone::Alert);
-    chart.draw_series([PathElement::new([(timeline.x(last), y), (end, y)], ink)])?;
+    chart.draw_series([PathElement::new([(last, y), (end, y)], ink)])?;
     Ok(())
 }
 
@@ -168,7 +169,7 @@ fn bars(lanes: &[(usize, &Lane)], end_s: f64, mut columns: f64) -> Vec<Vec<Bar>>
         let width = end_s / columns;
         let bars: Vec<_> = lanes
             .iter()
-            .map(|(_, lane)| in_columns(lane, width))
+            .map(|(_, lane)| in_columns(lane, end_s, width))
             .collect();
         if columns < 8.0 || bars.iter().map(Vec::len).sum::<usize>() <= MAX_BARS {
             return bars;
@@ -178,12 +179,14 @@ fn bars(lanes: &[(usize, &Lane)], end_s: f64, mut columns: f64) -> Vec<Vec<Bar>>
 }
 
 /// The phases of a lane, each column of `width` seconds in the one that takes most of it.
-fn in_columns(lane: &Lane, width: f64) -> Vec<Bar> {
+fn in_columns(lane: &Lane, end_s: f64, width: f64) -> Vec<Bar> {
     let mut shares: BTreeMap<u64, [f64; 3]> = BTreeMap::new();
     for (phase, span) in &lane.phases {
-        for column in column(span.start_s, width)..=column(span.end_s, width) {
+        // What lies outside of the run is not drawn, and nothing is drawn without end.
+        let (from, to) = (span.start_s.clamp(0.0, end_s), span.end_s.clamp(0.0, end_s));
+        for column in column(from, width)..=column(to, width) {
             let (start, end) = (start_of(column, width), start_of(column + 1, width));
-            let share = span.end_s.min(end) - span.start_s.max(start);
+            let share = to.min(end) - from.max(start);
             shares.entry(column).or_default()[*phase as usize] += share.max(0.0);
         }
     }
@@ -279,7 +282,7 @@ mod tests {
                 (Phase::Gap, 10.0, 30.0),
             ],
         );
-        let bars = in_columns(&lane, 10.0);
+        let bars = in_columns(&lane, 100.0, 10.0);
         let phases: Vec<_> = bars
             .iter()
             .map(|bar| (bar.phase, bar.start_s, bar.end_s))

@@ -182,43 +182,54 @@ fn lanes(programs: &Programs) -> Table {
     }
 }
 
-/// Percentiles of every kind of latency.
+/// Percentiles of every kind of latency; a column for reasons where there are any.
 fn quantiles(latencies: &[Latency]) -> Table {
-    let row = |latency: &Latency| match &latency.distribution {
-        Ok(of) => {
-            let at = |percent| {
-                of.quantile(percent)
-                    .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.3}"))
-            };
-            let figures = [50.0, 90.0, 95.0, 99.0, 100.0].map(at);
-            [latency.kind.clone(), of.count.to_string()]
-                .into_iter()
-                .chain(figures)
-                .chain([String::new()])
-                .collect()
-        }
-        Err(why) => {
-            let dashes = std::iter::repeat_n("-".to_owned(), 6);
-            [latency.kind.clone()]
-                .into_iter()
-                .chain(dashes)
-                .chain([why.clone()])
-                .collect()
-        }
-    };
     let names = [
-        "kind", "count", "p50, s", "p90, s", "p95, s", "p99, s", "max, s", "",
+        "kind", "count", "p50, s", "p90, s", "p95, s", "p99, s", "max, s",
     ];
+    let mut columns: Vec<Column> = names
+        .iter()
+        .map(|name| column(name, *name != "kind"))
+        .collect();
+    if latencies
+        .iter()
+        .any(|latency| latency.distribution.is_err())
+    {
+        columns.push(column("missing because", false));
+    }
     Table {
         title: "Latencies".to_owned(),
         note: String::new(),
-        columns: names
-            .iter()
-            .map(|name| column(name, !["kind", ""].contains(name)))
-            .collect(),
-        rows: Ok(latencies.iter().map(row).collect()),
+        columns,
+        rows: Ok(latencies.iter().map(quantile_cells).collect()),
         left_out: 0,
     }
+}
+
+fn quantile_cells(latency: &Latency) -> Vec<String> {
+    let figures = match &latency.distribution {
+        Ok(of) => {
+            let seconds = |percent| of.quantile(percent).map(|seconds| format!("{seconds:.3}"));
+            let dashed = |percent| seconds(percent).unwrap_or_else(|| "-".to_owned());
+            let quantiles = [50.0, 90.0, 95.0, 99.0, 100.0].map(dashed);
+            [of.count.to_string()]
+                .into_iter()
+                .chain(quantiles)
+                .collect()
+        }
+        Err(_) => vec!["-".to_owned(); 6],
+    };
+    let why = latency
+        .distribution
+        .as_ref()
+        .err()
+        .cloned()
+        .unwrap_or_default();
+    [latency.kind.clone()]
+        .into_iter()
+        .chain(figures)
+        .chain([why])
+        .collect()
 }
 
 fn artifacts(artifacts: &Known<Vec<Artifact>>) -> Markup {
