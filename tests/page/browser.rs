@@ -1,4 +1,4 @@
-//! Debian's Chromium through its ChromeDriver: as much of WebDriver as the tests of the page need.
+//! Debian's Chromium through its driver: as much of the `WebDriver` protocol as the tests of the page need.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
@@ -202,7 +202,7 @@ async fn post(http: &reqwest::Client, url: &str, body: &Value) -> Value {
 
 /// Where pictures of the page are kept.
 pub(crate) fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("page");
     fs::create_dir_all(&folder).expect("a folder for the pictures");
     folder
 }

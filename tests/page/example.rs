@@ -80,92 +80,82 @@ fn findings() -> Vec<Finding> {
 }
 
 fn group(row: usize) -> Group {
-    let winner = |policy: usize, lead: &str| Verdict::Winner {
-        policy: POLICIES[policy].to_owned(),
-        lead: lead.to_owned(),
+    let load = 1.0 + row as f64;
+    let hit = [0.81, 0.78, 0.55].map(|rate: f64| rate - 0.06 * load);
+    let makespan = TASKS_PER_MIN[row].map(|rate| 278.0 / rate * 66.0);
+    let program = [610.0, 702.0, 655.0].map(|seconds| seconds * load);
+    let held = [Some(9.0 * load), Some(7.5 * load), None];
+    let ahead = |percent: u32| match row {
+        2 => none("the intervals of baseline and thunderreact overlap"),
+        _ => winner(0, &format!("{percent} % over the next")),
     };
-    let none = |why: &str| Verdict::NoClearWinner {
-        why: why.to_owned(),
-    };
-    let (tasks, steps) = [
+    let rows = [
         (
-            winner(0, "6 % over continuum"),
-            winner(0, "7 % over baseline"),
+            "tasks/min in the active window",
+            "tasks/min",
+            2,
+            TASKS_PER_MIN[row].map(Some),
+            ahead(6),
         ),
         (
-            winner(0, "17 % over baseline"),
-            winner(0, "16 % over baseline"),
+            "steps/s in the active window",
+            "steps/s",
+            2,
+            STEPS_PER_S[row].map(Some),
+            ahead(7),
         ),
         (
-            none("the intervals of baseline and thunderreact overlap"),
-            none("the intervals of baseline and thunderreact overlap"),
+            "makespan",
+            "s",
+            0,
+            makespan.map(Some),
+            winner(0, "5 % under continuum"),
         ),
-    ][row]
-        .clone();
-    let hit = [0.81, 0.78, 0.55].map(|rate: f64| rate - 0.06 * row as f64);
-    let makespan = TASKS_PER_MIN[row].map(|rate| 278.0 / rate * 60.0 * 1.1);
-    let held = [
-        Some(3.1 + 9.0 * row as f64),
-        Some(1.2 + 7.0 * row as f64),
-        None,
+        (
+            "prefix hit rate",
+            "",
+            3,
+            hit.map(Some),
+            winner(0, "4 % over continuum"),
+        ),
+        (
+            "program time p95",
+            "s",
+            0,
+            program.map(Some),
+            none("the intervals overlap"),
+        ),
+        (
+            "hold time p95",
+            "s",
+            1,
+            held,
+            winner(1, "of those that hold"),
+        ),
     ];
     Group {
         workload: "tau2".to_owned(),
         concurrency: CONCURRENCIES[row],
-        metrics: vec![
-            metric(
-                "tasks/min in the active window",
-                "tasks/min",
-                2,
-                TASKS_PER_MIN[row].map(Some),
-                tasks,
-            ),
-            metric(
-                "steps/s in the active window",
-                "steps/s",
-                2,
-                STEPS_PER_S[row].map(Some),
-                steps,
-            ),
-            metric(
-                "makespan",
-                "s",
-                0,
-                makespan.map(Some),
-                winner(0, "5 % under continuum"),
-            ),
-            metric(
-                "prefix hit rate",
-                "",
-                3,
-                hit.map(Some),
-                winner(0, "4 % over continuum"),
-            ),
-            metric(
-                "program time p95",
-                "s",
-                0,
-                [610.0, 702.0, 655.0].map(|s| Some(s * (1.0 + row as f64))),
-                none("the intervals overlap"),
-            ),
-            metric(
-                "hold time p95",
-                "s",
-                1,
-                held,
-                winner(1, "of those that hold"),
-            ),
-        ],
+        metrics: rows.into_iter().map(metric).collect(),
     }
 }
 
-fn metric(
-    name: &str,
-    unit: &str,
-    decimals: usize,
-    medians: [Option<f64>; 3],
-    verdict: Verdict,
-) -> Metric {
+fn winner(policy: usize, lead: &str) -> Verdict {
+    Verdict::Winner {
+        policy: POLICIES[policy].to_owned(),
+        lead: lead.to_owned(),
+    }
+}
+
+fn none(why: &str) -> Verdict {
+    Verdict::NoClearWinner {
+        why: why.to_owned(),
+    }
+}
+
+type Figures<'a> = (&'a str, &'a str, usize, [Option<f64>; 3], Verdict);
+
+fn metric((name, unit, decimals, medians, verdict): Figures<'_>) -> Metric {
     let estimate = |(policy, median): (&str, Option<f64>)| Estimate {
         policy: policy.to_owned(),
         value: median
@@ -190,53 +180,21 @@ pub(crate) fn interval(median: f64) -> Interval {
 }
 
 fn sensitivity() -> Table {
-    let row = |cells: [&str; 4]| cells.map(str::to_owned).to_vec();
+    let rows = [
+        "50;thunderreact +5 %;thunderreact +15 %;no clear winner",
+        "60;thunderreact +6 %;thunderreact +16 %;no clear winner",
+        "70;thunderreact +6 %;thunderreact +17 %;no clear winner",
+        "80;no clear winner;thunderreact +17 %;baseline +8 %",
+    ];
+    let note = "Who has most tasks per minute when the window is cut at another KV usage.";
     Table {
-        title: "The verdict at other thresholds".to_owned(),
-        note: "Who has most tasks per minute when the window is cut at another KV usage."
-            .to_owned(),
-        columns: columns(&[
-            ("threshold, %", true),
-            ("C=32", false),
-            ("C=64", false),
-            ("C=128", false),
-        ]),
-        rows: Ok(vec![
-            row([
-                "50",
-                "thunderreact +5 %",
-                "thunderreact +15 %",
-                "no clear winner",
-            ]),
-            row([
-                "60",
-                "thunderreact +6 %",
-                "thunderreact +16 %",
-                "no clear winner",
-            ]),
-            row([
-                "70",
-                "thunderreact +6 %",
-                "thunderreact +17 %",
-                "no clear winner",
-            ]),
-            row([
-                "80",
-                "no clear winner",
-                "thunderreact +17 %",
-                "baseline +8 %",
-            ]),
-        ]),
-        left_out: 0,
+        note: note.to_owned(),
+        ..table(
+            "The verdict at other thresholds",
+            "#threshold, %;C=32;C=64;C=128",
+            Ok(&rows),
+        )
     }
-}
-
-fn columns(names: &[(&str, bool)]) -> Vec<Column> {
-    let column = |(name, numeric): &(&str, bool)| Column {
-        name: (*name).to_owned(),
-        numeric: *numeric,
-    };
-    names.iter().map(column).collect()
 }
 
 /// A run with everything there is.
@@ -354,7 +312,7 @@ fn programs(rng: &mut ChaCha8Rng, concurrency: u64, length_s: f64, policy: &str)
     for task in 0..278 {
         let slot = (0..free.len())
             .min_by(|a, b| free[*a].total_cmp(&free[*b]))
-            .unwrap();
+            .expect("at least one program at once");
         let stuck = task % 131 == 77;
         let mut time = free[slot];
         let mut phases = Vec::new();
@@ -432,83 +390,61 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
 }
 
 fn tables(concurrency: u64) -> Vec<Table> {
-    let row = |cells: &[&str]| {
-        cells
-            .iter()
-            .map(|cell| (*cell).to_owned())
-            .collect::<Vec<_>>()
-    };
-    let table = |title: &str, names: &[(&str, bool)], rows: Known<Vec<Vec<String>>>| Table {
-        title: title.to_owned(),
-        note: String::new(),
-        columns: columns(names),
-        rows,
-        left_out: 0,
-    };
-    let mut slowest = table(
-        "Slowest calls in the window",
-        &[
-            ("program", false),
-            ("step", true),
-            ("kind", false),
-            ("ended at, s", true),
-            ("took, s", true),
-        ],
-        Ok(vec![
-            row(&[
-                "telecom:[mobile_data_issue]data_mode_off|data_usage_exceeded[PERSONA:None]",
-                "17",
-                "llm_call",
-                "3011.2",
-                "1411.802",
-            ]),
-            row(&[HOSTILE, "4", "llm_call", "2210.0", "702.114"]),
-            row(&["retail:96", "9", "expert_call", "1804.7", "388.020"]),
-        ]),
-    );
-    slowest.left_out = 1301;
-    let never = if concurrency == 128 {
-        Ok(vec![row(&[
-            "retail:77",
-            "6",
-            "2025-12-24 08:40:02",
-            "2332.0",
-            "91.2 %",
-        ])])
-    } else {
-        Err("every call ended".to_owned())
+    let hostile = format!("{HOSTILE};4;llm_call;2210.0;702.114");
+    let slowest = [
+        "telecom:[mobile_data_issue]data_mode_off|data_usage_exceeded[PERSONA:None];17;llm_call;3011.2;1411.802",
+        &hostile,
+        "retail:96;9;expert_call;1804.7;388.020",
+    ];
+    let never = match concurrency {
+        128 => Ok(["retail:77;6;2025-12-24 08:40:02;2332.0;91.2 %"].as_slice()),
+        _ => no("every call ended"),
     };
     vec![
         table(
             "Work before, in and after the window",
-            &[("", false), ("before", true), ("in", true), ("after", true)],
-            Ok(vec![
-                row(&["tasks", "0", "251", "27"]),
-                row(&["steps", "42", "1,702", "164"]),
-            ]),
+            ";#before;#in;#after",
+            Ok(&["tasks;0;251;27", "steps;42;1,702;164"]),
         ),
         table(
             "Role edges in the window",
-            &[("edge", false), ("steps", true), ("steps/s", true)],
-            Ok(vec![
-                row(&["agent → env", "618", "0.17"]),
-                row(&["user → agent", "522", "0.15"]),
-                row(&["env → agent", "562", "0.15"]),
+            "edge;#steps;#steps/s",
+            Ok(&[
+                "agent → env;618;0.17",
+                "user → agent;522;0.15",
+                "env → agent;562;0.15",
             ]),
         ),
-        slowest,
+        Table {
+            left_out: 1301,
+            ..table(
+                "Slowest calls in the window",
+                "program;#step;kind;#ended at, s;#took, s",
+                Ok(&slowest),
+            )
+        },
         table(
             "Calls that never ended",
-            &[
-                ("program", false),
-                ("step", true),
-                ("since", false),
-                ("for, s", true),
-                ("KV then", true),
-            ],
+            "program;#step;since;#for, s;KV then",
             never,
         ),
     ]
+}
+
+/// A table of cells between semicolons; `#` marks a column of figures.
+fn table(title: &str, columns: &str, rows: Known<&[&str]>) -> Table {
+    let column = |name: &str| Column {
+        name: name.trim_start_matches('#').to_owned(),
+        numeric: name.starts_with('#'),
+    };
+    let row = |cells: &&str| cells.split(';').map(str::to_owned).collect();
+    Table {
+        title: title.to_owned(),
+        note: String::new(),
+        columns: columns.split(';').map(column).collect(),
+        rows: rows.map(|rows| rows.iter().map(row).collect()),
+        left_out: 0,
+    }
 }
 
 fn artifacts() -> Vec<Artifact> {

@@ -1,8 +1,16 @@
 //! The HTML page: what it says, and what a browser makes of it.
 //!
 //! The tests in the browser need Debian's chromium and chromium-driver. Without them they say so and pass; with
-//! `KVGATE_REQUIRE_BROWSER=1`, as in CI, they fail instead. Their pictures are kept in `target/tmp/page`.
-#![expect(clippy::expect_used, reason = "a test may stop at the first surprise")]
+//! `KVGATE_REQUIRE_BROWSER=1`, as in CI, they fail instead. Their pictures are kept in `target/page`.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test may stop at the first surprise, says when it is skipped, and makes up small figures"
+)]
 
 mod browser;
 mod example;

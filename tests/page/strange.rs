@@ -10,48 +10,74 @@ use crate::example::{interval, no};
 /// A page that says `word` wherever a page can say anything, with one of everything.
 pub(crate) fn worded(word: &str) -> Page {
     let text = || word.to_owned();
-    let both = |why: Known<Vec<Vec<String>>>| Table {
+    let winner = Verdict::Winner {
+        policy: text(),
+        lead: text(),
+    };
+    let nobody = Verdict::NoClearWinner { why: text() };
+    Page {
         title: text(),
-        note: text(),
+        subtitle: text(),
+        provenance: vec![(text(), text())],
+        findings: vec![Finding {
+            severity: Severity::Error,
+            run: Some(text()),
+            text: text(),
+            example: Some(text()),
+        }],
+        groups: vec![group(word, 1, winner), group(word, 2, nobody)],
+        tables: vec![table(word, no(word))],
+        runs: vec![run(word)],
+    }
+}
+
+fn group(word: &str, concurrency: u64, verdict: Verdict) -> Group {
+    let estimate = |policy, value| Estimate { policy, value };
+    Group {
+        workload: word.to_owned(),
+        concurrency,
+        metrics: vec![Metric {
+            name: word.to_owned(),
+            unit: word.to_owned(),
+            decimals: 1,
+            estimates: vec![
+                estimate(word.to_owned(), Ok(interval(1.0))),
+                estimate(format!("{word}2"), no(word)),
+            ],
+            verdict,
+        }],
+    }
+}
+
+fn table(word: &str, rows: Known<Vec<Vec<String>>>) -> Table {
+    Table {
+        title: word.to_owned(),
+        note: word.to_owned(),
         columns: vec![Column {
-            name: text(),
+            name: word.to_owned(),
             numeric: false,
         }],
-        rows: why,
+        rows,
         left_out: 1,
-    };
-    let estimate = Estimate {
-        policy: text(),
-        value: Ok(interval(1.0)),
-    };
-    let unknown = Estimate {
-        policy: format!("{word}2"),
-        value: no(word),
-    };
-    let metric = |verdict| Metric {
-        name: text(),
-        unit: text(),
-        decimals: 1,
-        estimates: vec![estimate.clone(), unknown.clone()],
-        verdict,
-    };
-    let group = |concurrency, verdict| Group {
-        workload: text(),
-        concurrency,
-        metrics: vec![metric(verdict)],
-    };
+    }
+}
+
+fn run(word: &str) -> Run {
+    let text = || word.to_owned();
+    let phase = (
+        Phase::Step,
+        Span {
+            start_s: 1.0,
+            end_s: 9.0,
+        },
+    );
     let lane = Lane {
         name: text(),
         ended: false,
-        phases: vec![(
-            Phase::Step,
-            Span {
-                start_s: 1.0,
-                end_s: 9.0,
-            },
-        )],
+        phases: vec![phase],
     };
-    let run = Run {
+    let latency = |kind, distribution| Latency { kind, distribution };
+    Run {
         label: text(),
         policy: text(),
         workload: text(),
@@ -69,48 +95,19 @@ pub(crate) fn worded(word: &str) -> Page {
         waiting: Ok(vec![(0.0, 1.0)]),
         held: no(word),
         latencies: vec![
-            Latency {
-                kind: text(),
-                distribution: Distribution::of(vec![1.0, 2.0], ""),
-            },
-            Latency {
-                kind: format!("{word}2"),
-                distribution: no(word),
-            },
+            latency(text(), Distribution::of(vec![1.0, 2.0], "")),
+            latency(format!("{word}2"), no(word)),
         ],
         programs: Ok(Programs {
             total: 9,
             lanes: vec![lane],
         }),
-        tables: vec![both(Ok(vec![vec![text()]])), both(no(word))],
+        tables: vec![table(word, Ok(vec![vec![text()]])), table(word, no(word))],
         artifacts: Ok(vec![Artifact {
             path: text(),
             bytes: 1,
             sha256: no(word),
         }]),
-    };
-    Page {
-        title: text(),
-        subtitle: text(),
-        provenance: vec![(text(), text())],
-        findings: vec![Finding {
-            severity: Severity::Error,
-            run: Some(text()),
-            text: text(),
-            example: Some(text()),
-        }],
-        groups: vec![
-            group(
-                1,
-                Verdict::Winner {
-                    policy: text(),
-                    lead: text(),
-                },
-            ),
-            group(2, Verdict::NoClearWinner { why: text() }),
-        ],
-        tables: vec![both(no(word))],
-        runs: vec![run],
     }
 }
 

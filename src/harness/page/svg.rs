@@ -100,12 +100,11 @@ impl Ink {
 /// Plotters hands colours through as three numbers: here they are tone, dashes, and whether it is data.
 impl Color for Ink {
     fn to_backend_color(&self) -> BackendColor {
-        let tone = match self.tone {
-            Tone::Policy(index) => TONES.len() + index % POLICIES,
-            named => TONES
-                .iter()
-                .position(|(tone, _)| *tone == named)
-                .unwrap_or(0),
+        let tone = if let Tone::Policy(index) = self.tone {
+            TONES.len() + index % POLICIES
+        } else {
+            let mine = |(tone, _): &(Tone, &str)| *tone == self.tone;
+            TONES.iter().position(mine).unwrap_or_default()
         };
         let byte = |number: usize| u8::try_from(number).unwrap_or(0);
         BackendColor {
