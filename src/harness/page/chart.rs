@@ -267,7 +267,9 @@ pub(super) fn load(run: &Run) -> Known<Pair> {
         let whys = series
             .iter()
             .filter_map(|(_, points, _)| points.as_ref().err());
-        return Err(whys.map(String::as_str).collect::<Vec<_>>().join("; "));
+        let mut whys: Vec<&str> = whys.map(String::as_str).collect();
+        whys.dedup();
+        return Err(whys.join("; "));
     }
     drawable(there.iter().map(|(points, _)| *points))?;
     let top = top_of(

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::bars::{Cluster, bars};
 use super::curves::curves;
-use super::parts::{Caption, Key, Policies, small_figure, swatch, table};
+use super::parts::{Caption, Key, Policies, legend, small_figure, swatch, table};
 use super::svg::{Ink, Tone};
 use super::{Estimate, Group, Interval, Metric, Page, Run, Severity, Verdict};
 
@@ -65,7 +65,7 @@ pub(super) fn comparison(page: &Page, policies: &Policies<'_>) -> Markup {
             h2 { "Comparison" }
             @for workload in workloads(page) {
                 h3 { (workload) }
-                p { (super::parts::legend(&policies.keys())) }
+                p { (legend(&policies.keys())) }
                 div.small { @for name in metric_names(page, workload) { (metric_bars(page, workload, name, policies)) } }
             }
             p.note { "Bars reach to the median, thin lines over its confidence interval; ★ marks a clear winner. C: programs at once; n: runs." }
@@ -103,28 +103,21 @@ fn distinct<'p>(names: impl Iterator<Item = &'p str>) -> Vec<&'p str> {
     found
 }
 
+/// A group's bars of this metric, if it has it.
+fn cluster<'p>(group: &'p Group, name: &str) -> Option<Cluster<'p>> {
+    let metric = group.metrics.iter().find(|metric| metric.name == name)?;
+    Some(Cluster {
+        concurrency: group.concurrency,
+        metric,
+    })
+}
+
 fn metric_bars(page: &Page, workload: &str, name: &str, policies: &Policies<'_>) -> Markup {
     let groups = page
         .groups
         .iter()
         .filter(|group| group.workload == workload);
-    let cluster = |group: &'_ Group| {
-        let metric = group
-            .metrics
-            .iter()
-            .position(|metric| metric.name == name)?;
-        Some((group.concurrency, metric))
-    };
-    let clusters: Vec<Cluster<'_>> = groups
-        .filter_map(|group| {
-            let (concurrency, at) = cluster(group)?;
-            let metric = group.metrics.get(at)?;
-            Some(Cluster {
-                concurrency,
-                metric,
-            })
-        })
-        .collect();
+    let clusters: Vec<Cluster<'_>> = groups.filter_map(|group| cluster(group, name)).collect();
     let unit = clusters.first().map_or("", |cluster| &cluster.metric.unit);
     let title = if unit.is_empty() || name.contains(unit) {
         name.to_owned()
@@ -243,7 +236,7 @@ fn cell_latencies(runs: &[&Run], policies: &Policies<'_>) -> Markup {
         .map(|(run, ink)| Key::line(&run.label, *ink))
         .collect();
     html! {
-        p { (super::parts::legend(&keys)) }
+        p { (legend(&keys)) }
         div.small { @for kind in kinds {
             (overlaid(runs, &inks, kind))
         } }

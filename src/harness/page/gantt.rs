@@ -100,13 +100,12 @@ fn label(lane: &Lane, number: usize, format: Format) -> String {
     }
     let letters: Vec<char> = lane.name.chars().collect();
     let part = |part: &[char]| part.iter().collect::<String>();
-    match letters.len().checked_sub(NAME_LETTERS) {
-        Some(more) if more > 0 => {
-            let (head, tail) = (NAME_LETTERS / 2, letters.len() - NAME_LETTERS / 2 + 1);
-            format!("{}…{}", part(&letters[..head]), part(&letters[tail..]))
-        }
-        _ => part(&letters),
+    if letters.len() <= NAME_LETTERS {
+        return part(&letters);
     }
+    let head = NAME_LETTERS / 2;
+    let tail = letters.len() - (NAME_LETTERS - 1 - head);
+    format!("{}…{}", part(&letters[..head]), part(&letters[tail..]))
 }
 
 /// Draws the name left of the axis; a hard space keeps it off.
