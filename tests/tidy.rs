@@ -37,9 +37,9 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
 ];
 
 /// Where neither clock, nor I/O, nor a task may appear: paths by their beginning.
-const PURE: [&str; 18] = [
-    "src/proxy/infer/",
+const PURE: [&str; 19] = [
     "src/harness/engine/core",
+    "src/harness/page/",
     "src/harness/reference/driver_log.rs",
     "src/harness/reference/kv.rs",
     "src/harness/reference/local_time.rs",
@@ -49,11 +49,12 @@ const PURE: [&str; 18] = [
     "src/harness/simulate",
     "src/policy/",
     "src/proxy/identity.rs",
+    "src/proxy/infer/",
     "src/proxy/intern.rs",
     "src/proxy/scan.rs",
-    "src/telemetry/prometheus_text.rs",
     "src/telemetry/merge.rs",
     "src/telemetry/observe/",
+    "src/telemetry/prometheus_text.rs",
     "src/telemetry/scrape.rs",
     "src/telemetry/sse.rs",
 ];
@@ -108,8 +109,8 @@ const FORBIDDEN: [(&str, &str); 12] = [
 ];
 
 /// The files that are ours to word: by ending or by name.
-const TEXT_ENDINGS: [&str; 10] = [
-    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".js", ".ci/run", "justfile", ".yml",
+const TEXT_ENDINGS: [&str; 11] = [
+    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".css", ".js", ".ci/run", "justfile", ".yml",
 ];
 
 /// One file of the tree.

@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod journal;
 pub mod measure;
+pub mod page;
 pub mod quickstart;
 pub mod reference;
 pub mod replay;
