@@ -11,6 +11,7 @@ pub mod quickstart;
 pub mod reference;
 pub mod replay;
 pub mod report;
+pub mod run;
 pub mod rundir;
 pub mod simulate;
 pub mod simulator;

@@ -129,7 +129,7 @@ fn draw(
 fn figure(metric: &Metric, policy: &str, interval: Interval) -> String {
     let star = match &metric.verdict {
         Verdict::Winner { policy: winner, .. } if winner == policy => " ★",
-        Verdict::Winner { .. } | Verdict::NoClearWinner { .. } => "",
+        Verdict::Winner { .. } | Verdict::NoClearWinner { .. } | Verdict::NotJudged => "",
     };
     format!("\u{a0}\u{a0}{:.*}{star}", metric.decimals, interval.median)
 }

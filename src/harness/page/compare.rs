@@ -46,6 +46,7 @@ fn card(group: &Group, policies: &Policies<'_>) -> Markup {
                             p.winner.none { "No clear winner" }
                             p.lead { (why) }
                         }
+                        Verdict::NotJudged => {}
                     }
                     p.note { "By " (metric.name) "." }
                 }
@@ -199,6 +200,7 @@ fn winner(verdict: &Verdict) -> Markup {
     match verdict {
         Verdict::Winner { policy, lead } => html! { b { (policy) } br; span.muted { (lead) } },
         Verdict::NoClearWinner { why } => html! { "no clear winner" br; span.muted { (why) } },
+        Verdict::NotJudged => html! {},
     }
 }
 

@@ -119,6 +119,8 @@ pub enum Verdict {
         /// Why.
         why: String,
     },
+    /// Nobody wins by this figure; it is shown beside the others.
+    NotJudged,
 }
 
 /// One run.

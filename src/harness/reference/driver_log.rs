@@ -26,6 +26,9 @@ pub const MARKS: [&str; 10] = [
 /// Texts that begin no event, but end the one before.
 const BREAKS: [&str; 2] = ["| DEBUG ", "DEBUG: "];
 
+/// What stands before a marker that was printed as a Python tuple.
+pub const TUPLE: &str = "('";
+
 /// Characters of an unread record that are shown.
 const SHOWN: usize = 200;
 
@@ -147,8 +150,12 @@ impl Parser {
     }
 
     /// Calls `each` with every event of a line, in the order of their places; a record that cannot be read is an
-    /// error with its text, cut to a readable length.
-    pub fn events<'a>(&self, line: &'a str, mut each: impl FnMut(Result<Event<'a>, &'a str>)) {
+    /// error with its text, cut to a readable length. Returns how many events stood behind other text.
+    pub fn events<'a>(
+        &self,
+        line: &'a str,
+        mut each: impl FnMut(Result<Event<'a>, &'a str>),
+    ) -> u64 {
         let mut cuts: Vec<Cut> = Vec::new();
         for hit in self.0.find_iter(line) {
             let after = cuts.last().map_or(0, |cut| cut.at + 1);
@@ -159,6 +166,7 @@ impl Parser {
                 mark: hit.pattern().as_usize(),
             });
         }
+        let mut glued = 0;
         for (index, cut) in cuts.iter().enumerate() {
             let end = cuts.get(index + 1).map_or(line.len(), |next| next.start);
             let (Some(before), Some(text)) = (line.get(cut.start..cut.at), line.get(cut.at..end))
@@ -166,11 +174,15 @@ impl Parser {
                 continue;
             };
             match read(cut.mark, before, text.trim_end()) {
-                Reading::Event(event) => each(Ok(event)),
+                Reading::Event(event) => {
+                    glued += u64::from(!matches!(line.get(..cut.start), Some("" | TUPLE)));
+                    each(Ok(event));
+                }
                 Reading::Nothing => {}
                 Reading::Unread => each(Err(shortened(line.get(cut.start..end).unwrap_or(text)))),
             }
         }
+        glued
     }
 }
 
@@ -399,6 +411,11 @@ mod tests {
         };
         let tuple = "('[TAU2_TASK_COMPLETE] domain=retail trial=0 task_id=0 status=ok completed_global=4 total_global=18',)";
         assert_eq!(events(tuple), [Ok(left)]);
+        assert_eq!(
+            Parser::new().unwrap().events(tuple, |_| ()),
+            0,
+            "glued to nothing"
+        );
         let plain = "[TAU2_TASK_COMPLETE] domain=retail trial=0 task_id=0 status=ok completed_domain=4 total_domain=18";
         assert_eq!(events(plain), [Ok(left)]);
     }
@@ -410,6 +427,7 @@ mod tests {
         let line = format!(
             "DEBUG: done (took 1.23s) req_id=0-4000-8000-00{step}{FINISHED}{step}DEBUG: Calling{FINISHED}"
         );
+        assert_eq!(Parser::new().unwrap().events(&line, |_| ()), 4);
         let found: Vec<_> = events(&line).into_iter().map(Result::unwrap).collect();
         assert_eq!(found.len(), 4);
         for event in [found[0], found[2]] {

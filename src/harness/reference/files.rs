@@ -30,6 +30,12 @@ const RESULTS: &str = "outputs/all_domains";
 pub struct LogTally {
     /// Bytes, and lines that had to be cut.
     pub scanned: Scanned,
+    /// Events and records that were read.
+    pub read: u64,
+    /// Those of them that stood behind other text on their line.
+    pub glued: u64,
+    /// Completion markers that were printed as a Python tuple.
+    pub tuples: u64,
     /// Records that begin as an event and cannot be read.
     pub unread: u64,
     /// The first of them.
@@ -54,8 +60,13 @@ pub fn driver_events(
     let parser = driver_log::Parser::new()?;
     let mut tally = LogTally::default();
     let scanned = scan(&run.join(DRIVER_LOG), &driver_log::MARKS, |line| {
-        parser.events(line, |event| match event {
-            Ok(event) => each(event),
+        tally.glued += parser.events(line, |event| match event {
+            Ok(event) => {
+                tally.read += 1;
+                let marker = matches!(event, Event::Left { .. });
+                tally.tuples += u64::from(marker && line.contains(driver_log::TUPLE));
+                each(event);
+            }
             Err(text) => tally.unread(text),
         });
     })?;
@@ -74,7 +85,10 @@ pub fn profile_records(
     let marks = profile::LEVELS.map(|(mark, _)| mark);
     let scanned = scan(&run.join(PROFILE_LOG), &marks, |line| {
         match Record::parse(line) {
-            Some(record) => each(record),
+            Some(record) => {
+                tally.read += 1;
+                each(record);
+            }
             None => tally.unread(line),
         }
     })?;

@@ -92,6 +92,11 @@ impl Zone {
         Self(TimeZone::system())
     }
 
+    /// Coordinated universal time.
+    pub const fn utc() -> Self {
+        Self(TimeZone::UTC)
+    }
+
     /// A zone that is always `offset_s` seconds east of UTC; `None` beyond a day.
     pub fn fixed(offset_s: i32) -> Option<Self> {
         Offset::from_seconds(offset_s)
