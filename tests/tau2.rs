@@ -103,7 +103,9 @@ fn settings(environment: Environment, gate: &str, dir: &Path) -> Settings {
 
 /// Plays and writes it down; returns what happened.
 async fn play(settings: Settings, workload: &Workload, rules: Rules) -> Vec<Event> {
-    let units = workload.list(&settings.environment.catalogue).expect("a plan");
+    let units = workload
+        .list(&settings.environment.catalogue)
+        .expect("a plan");
     let header = Header {
         domains: workload.domains.clone(),
         trials: workload.trials,

@@ -73,14 +73,6 @@ def load(settings):
     return run, get_tasks
 
 
-def warm_up(model):
-    """litellm loads half of itself at its first call: better before the first simulation than within it."""
-    import litellm
-
-    message = {"role": "user", "content": "hello"}
-    litellm.completion(model=model, messages=[message], api_key="none", mock_response="hello")
-
-
 def cause_of(error):
     """The word for a failure that kvgate counts by."""
     chain = []
@@ -138,7 +130,6 @@ def main():
 
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    warm_up(settings["agent"]["model"])
     tasks = {
         domain: {task.id: task for task in get_tasks(domain, task_split_name="base")}
         for domain in settings["domains"]
