@@ -24,7 +24,7 @@ use crate::policy::Time;
 pub const EVENTS: usize = 4_096;
 /// Lines of workers that wait to be read; at the bound the workers wait.
 const INBOX: usize = 1_024;
-/// How often patience is looked at.
+/// How often patience is looked at, at least.
 const TICK: Duration = Duration::from_secs(1);
 /// Whole simulations, one file each, in the run directory.
 const SIMULATIONS: &str = "outputs/simulations";
@@ -233,7 +233,9 @@ impl Pool {
     async fn run(&mut self, mut control: Control) -> anyhow::Result<()> {
         self.greet().await;
         while self.start_what_may().await? {
-            let tick = self.clock.now() + TICK;
+            let patience = self.settings.patience;
+            let tick = patience.worker.min(patience.simulation).min(TICK);
+            let tick = self.clock.now() + tick;
             let wake = self.wake.map_or(tick, |wake| wake.min(tick));
             tokio::select! {
                 heard = self.inbox.recv() => {
@@ -503,11 +505,11 @@ impl Pool {
             if place.worker.is_none() {
                 continue;
             }
-            if now.since(place.heard) > patience.worker {
-                let error = format!("it said nothing for {:?}; ", patience.worker);
-                self.died(seat, &error).await?;
-            } else if !place.ready && now.since(place.started) > patience.start {
+            if !place.ready && now.since(place.started) > patience.start {
                 let error = format!("it was not ready after {:?}; ", patience.start);
+                self.died(seat, &error).await?;
+            } else if place.ready && now.since(place.heard) > patience.worker {
+                let error = format!("it said nothing for {:?}; ", patience.worker);
                 self.died(seat, &error).await?;
             }
         }

@@ -3,6 +3,7 @@
 //! It is built beside its place and renamed when it has passed the check, so one that is there is whole. A lock keeps
 //! two runs from building at once. The name holds a hash of the pins: other pins, another environment.
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -70,7 +71,11 @@ struct Found {
 /// # Errors
 /// When none of the variables is set.
 pub fn cache_dir() -> anyhow::Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    cache_of(|name| std::env::var_os(name))
+}
+
+fn cache_of(variable: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
     let below = |name: &str, rest: &str| set(name).map(|value| Path::new(&value).join(rest));
     below("KVGATE_CACHE", "")
         .or_else(|| below("XDG_CACHE_HOME", "kvgate"))
@@ -207,7 +212,7 @@ fn lock(path: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<File> {
 
 /// Makes the virtual environment `place` and installs the pinned packages, with uv where it is found.
 fn build(place: &Path, log: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-    let python = find_python()?;
+    let python = find_python(&PYTHONS)?;
     let mut log = Log::create(log)?;
     let pins = place.with_extension("pins");
     fs::write(&pins, PINS).with_context(|| format!("cannot write {}", pins.display()))?;
@@ -226,15 +231,15 @@ fn build(place: &Path, log: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Re
         log.run(venv.args(["-m", "venv"]).arg(place), progress)?;
         let mut pip = Command::new(&interpreter);
         pip.args(["-m", "pip", "install", "--disable-pip-version-check"]);
+        pip.arg("--progress-bar=off");
         log.run(pip.args(options).arg("-r").arg(&pins), progress)?;
     }
     fs::remove_file(&pins).with_context(|| format!("cannot remove {}", pins.display()))
 }
 
-fn find_python() -> anyhow::Result<&'static str> {
-    let found = PYTHONS
-        .into_iter()
-        .find(|name| answers(name, &["-c", NEW_ENOUGH]));
+fn find_python<'a>(names: &[&'a str]) -> anyhow::Result<&'a str> {
+    let mut names = names.iter().copied();
+    let found = names.find(|name| answers(name, &["-c", NEW_ENOUGH]));
     found.context("tau2-bench needs Python 3.10 or later: install python3, with its venv module")
 }
 
@@ -278,7 +283,9 @@ impl Log {
             let line = line?;
             writeln!(self.file, "{line}")
                 .with_context(|| format!("cannot write {}", self.path.display()))?;
-            progress(line.trim());
+            if let Some(step) = step(&line) {
+                progress(step);
+            }
             text.push_str(&line);
             text.push('\n');
         }
@@ -293,6 +300,21 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// What a line of pip's or uv's says that is worth showing, without the file that asked for it.
+fn step(line: &str) -> Option<&str> {
+    const TOLD: [&str; 5] = [
+        "Collecting",
+        "Resolved",
+        "Downloading",
+        "Installing",
+        "Installed",
+    ];
+    let line = line.trim();
+    let told = TOLD.iter().any(|word| line.starts_with(word));
+    let (step, _) = line.split_once(" (from").unwrap_or((line, ""));
+    told.then(|| step.split(':').next().unwrap_or(step))
 }
 
 /// What the output of a failed installation points at.

@@ -159,8 +159,8 @@ pub(super) fn summary(metrics: &Metrics, dir: &Path) -> Vec<String> {
         RULE.to_owned(),
         format!("Output directory: {dir}/outputs"),
         format!("Log directory: {dir}/logs"),
-        format!("Profile logs: {dir}/logs/tau2_*.log"),
-        format!("Driver logs: {dir}/logs/eval_*.log"),
+        format!("Profile logs: {dir}/logs/tau2_global.log"),
+        format!("Driver logs: {dir}/logs/eval_global.log"),
     ]
 }
 

@@ -1,27 +1,21 @@
 //! The real tau2-bench, four simulations over its three domains, through `kvgate serve` in front of a stand-in model.
 //!
-//! The benchmark is installed once, as a user's run does it, into `target/tmp/cache`. Where there is no Python 3.10
-//! the test says so and passes; with `KVGATE_REQUIRE_PYTHON=1`, as in CI, it fails instead.
-#![expect(clippy::expect_used, reason = "a test may stop at the first surprise")]
+//! The benchmark is installed once, as a user's run does it, below Cargo's folder for tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use jiff::tz::TimeZone;
 use kvgate::harness::rundir::RunDir;
 use kvgate::harness::tau2::environment::Environment;
 use kvgate::harness::tau2::event::{Event, Moment, Role, What};
-use kvgate::harness::tau2::outputs::{self, Header, Outputs};
-use kvgate::harness::tau2::plan::{Rules, Schedule, Workload};
-use kvgate::harness::tau2::pool;
-use kvgate::harness::tau2::settings::{Identity, Patience, Player, Secret, Settings};
+use kvgate::harness::tau2::outputs;
+use kvgate::harness::tau2::plan::{Rules, Workload};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Where the benchmark's Python is looked for, as in the library.
-const IS_NEW_ENOUGH: &str = "import sys; sys.exit(sys.version_info < (3, 10))";
+use crate::support::{Run, settings, there_is_a_python};
 
 /// A server that is killed when the test is over.
 struct Server {
@@ -63,71 +57,6 @@ impl Server {
     }
 }
 
-fn there_is_a_python() -> bool {
-    let asked = Command::new("python3").args(["-c", IS_NEW_ENOUGH]).status();
-    let found = asked.is_ok_and(|status| status.success());
-    let required = std::env::var_os("KVGATE_REQUIRE_PYTHON").is_some();
-    assert!(found || !required, "no Python of 3.10 or later");
-    if !found {
-        println!("skipped: no Python of 3.10 or later");
-    }
-    found
-}
-
-fn player(gate: &str) -> Player {
-    let arguments = serde_json::json!({"temperature": 0.0, "timeout": 120, "num_retries": 0});
-    Player {
-        model: "standin".to_owned(),
-        url: gate.to_owned(),
-        key: Secret("none".to_owned()),
-        arguments: arguments.as_object().cloned().unwrap_or_default(),
-    }
-}
-
-fn settings(environment: Environment, gate: &str, dir: &Path) -> Settings {
-    Settings {
-        environment,
-        dir: dir.to_owned(),
-        per_worker: 2,
-        agent: player(gate),
-        user: player(gate),
-        identity: Identity::Explicit,
-        release_url: Some(gate.to_owned()),
-        max_steps: 200,
-        max_errors: 10,
-        patience: Patience::default(),
-        script: None,
-        restarts: 0,
-    }
-}
-
-/// Plays and writes it down; returns what happened.
-async fn play(settings: Settings, workload: &Workload, rules: Rules) -> Vec<Event> {
-    let units = workload
-        .list(&settings.environment.catalogue)
-        .expect("a plan");
-    let header = Header {
-        domains: workload.domains.clone(),
-        trials: workload.trials,
-        concurrency: rules.concurrency,
-        data: settings.environment.data.clone(),
-        zone: TimeZone::system(),
-    };
-    let mut outputs = Outputs::open(&settings.dir, header, &units).expect("outputs");
-    let schedule = Schedule::new(units, rules, &outputs.past()).expect("a schedule");
-    let (_remote, control) = pool::control();
-    let (sender, mut inbox) = tokio::sync::mpsc::channel(pool::EVENTS);
-    let playing = tokio::spawn(pool::play(settings, schedule, control, sender));
-    let mut events = Vec::new();
-    while let Some(event) = inbox.recv().await {
-        outputs.record(&event).expect("recorded");
-        events.push(event);
-    }
-    playing.await.expect("no panic").expect("played");
-    outputs.finish().expect("finished");
-    events
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_simulations_of_every_domain_are_played_through_the_gate_to_their_rewards() {
     if !there_is_a_python() {
@@ -136,7 +65,7 @@ async fn real_simulations_of_every_domain_are_played_through_the_gate_to_their_r
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
     let environment = Environment::install(&cache, &mut |line| println!("{line}")).expect("tau2");
     let temp = tempfile::tempdir().expect("a folder");
-    let dir: PathBuf = temp.path().join("run");
+    let dir = temp.path().join("run");
     let standin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tau2/standin.py");
     let model = Server::start(Command::new(&environment.python).arg(standin));
     let mut serve = Command::new(env!("CARGO_BIN_EXE_kvgate"));
@@ -152,7 +81,9 @@ async fn real_simulations_of_every_domain_are_played_through_the_gate_to_their_r
         ..Rules::default()
     };
 
-    let events = play(settings(environment, &gate.url, &dir), &workload, rules).await;
+    let run = Run::start(settings(environment, &gate.url, &dir), &workload, rules);
+    let (events, played) = run.end().await;
+    played.expect("played");
 
     let programs = reqwest::get(format!("{}/programs", gate.url)).await;
     let programs = programs.expect("an answer").text().await.expect("a text");
