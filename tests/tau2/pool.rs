@@ -111,15 +111,16 @@ fn ends(events: &[Event]) -> Vec<(String, u32, Option<Cause>)> {
     let end = |event: &Event| {
         let attempt = event.attempt.as_ref()?;
         let cause = finish(event)?.failure.as_ref().map(|failure| failure.cause);
-        Some((attempt.unit.task_id.clone(), attempt.attempt, cause))
+        Some((attempt.unit.task_id.clone(), attempt.number, cause))
     };
     events.iter().filter_map(end).collect()
 }
 
 fn finish(event: &Event) -> Option<&Finish> {
-    match &event.what {
-        What::Finished(finish) => Some(finish),
-        _ => None,
+    if let What::Finished(finish) = &event.what {
+        Some(finish)
+    } else {
+        None
     }
 }
 
@@ -138,14 +139,13 @@ async fn every_simulation_is_answered_and_no_more_run_than_there_are_places() {
     let mut running = BTreeMap::new();
     for event in &events {
         let in_flight = running.entry(event.worker).or_insert(0_i32);
-        match &event.what {
-            What::Started => *in_flight += 1,
-            What::Finished(finish) => {
-                *in_flight -= 1;
-                assert_eq!(finish.reward, Some(1.0));
-                assert_eq!((finish.steps, finish.llm_calls), (0, 1));
-            }
-            _ => {}
+        if is_started(event) {
+            *in_flight += 1;
+        }
+        if let Some(finish) = finish(event) {
+            *in_flight -= 1;
+            assert_eq!(finish.reward, Some(1.0));
+            assert_eq!((finish.steps, finish.llm_calls), (0, 1));
         }
         assert!(
             *in_flight <= 2,
@@ -172,11 +172,14 @@ async fn a_worker_that_dies_is_replaced_and_what_it_played_is_played_again() {
     stage.rules.retries = 1;
     let (events, played) = stage.start().end().await;
     played.expect("played");
-    let died = events.iter().find_map(|event| match &event.what {
-        What::WorkerDied {
+    let died = events.iter().find_map(|event| {
+        let What::WorkerDied {
             error, restarted, ..
-        } => Some((error.clone(), *restarted)),
-        _ => None,
+        } = &event.what
+        else {
+            return None;
+        };
+        Some((error.clone(), *restarted))
     });
     let (error, restarted) = died.expect("it died");
     assert!(error.contains("exit status: 3") && restarted, "{error}");
@@ -360,11 +363,14 @@ async fn a_worker_that_takes_most_of_a_core_is_called_busy() {
         return;
     };
     let (events, _) = stage.start().end().await;
-    let shares = events.iter().filter_map(|event| match event.what {
-        What::Cpu {
+    let shares = events.iter().filter_map(|event| {
+        let What::Cpu {
             core_share, busy, ..
-        } => Some((core_share, busy)),
-        _ => None,
+        } = event.what
+        else {
+            return None;
+        };
+        Some((core_share, busy))
     });
     let shares: Vec<_> = shares.collect();
     assert!(shares.len() == 1 && shares[0].1, "{shares:?}");

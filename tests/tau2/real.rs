@@ -120,16 +120,20 @@ fn check_steps(dir: &Path, events: &[Event]) {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let mut tools = 0;
     for event in events {
-        match (&event.what, &event.attempt) {
-            (What::Moment(Moment::Llm { role, error, .. }), Some(attempt)) => {
-                assert_eq!(*error, None);
-                let user = if *role == Role::User { ":user" } else { "" };
-                *seen.entry(format!("{}{user}", attempt.job_id)).or_default() += 1;
-            }
-            (What::Moment(Moment::Tool { .. }), _) => tools += 1,
-            (What::ReleaseFailed { .. } | What::WorkerDied { .. }, _) => panic!("{event:?}"),
-            _ => {}
+        let gone_wrong = matches!(
+            event.what,
+            What::ReleaseFailed { .. } | What::WorkerDied { .. }
+        );
+        assert!(!gone_wrong, "{event:?}");
+        let What::Moment(moment) = &event.what else {
+            continue;
+        };
+        if let (Moment::Llm { role, error, .. }, Some(attempt)) = (moment, &event.attempt) {
+            assert_eq!(*error, None);
+            let user = if *role == Role::User { ":user" } else { "" };
+            *seen.entry(format!("{}{user}", attempt.job_id)).or_default() += 1;
         }
+        tools += usize::from(matches!(moment, Moment::Tool { .. }));
     }
     assert!(tools > 0, "the agents called tools");
     assert_eq!(seen.len(), 8, "an agent and a customer in each: {seen:?}");

@@ -8,7 +8,8 @@ use kvgate::harness::tau2::environment::Environment;
 use kvgate::harness::tau2::event::Event;
 use kvgate::harness::tau2::outputs::{Header, Outputs};
 use kvgate::harness::tau2::plan::{Rules, Schedule, Workload};
-use kvgate::harness::tau2::pool::{self, Remote};
+use kvgate::harness::tau2::pool;
+use kvgate::harness::tau2::remote::{self, Remote};
 use kvgate::harness::tau2::settings::{Identity, Patience, Player, Secret, Settings};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -78,7 +79,7 @@ impl Run {
         };
         let outputs = Outputs::open(&settings.dir, header, &units).expect("outputs");
         let schedule = Schedule::new(units, rules, &outputs.past()).expect("a schedule");
-        let (remote, control) = pool::control();
+        let (remote, control) = remote::control();
         let (sender, inbox) = mpsc::channel(pool::EVENTS);
         Self {
             remote,

@@ -13,12 +13,12 @@
 //! simulation when it is told to. How it is put together:
 //!
 //! ```no_run
-//! # use kvgate::harness::tau2::{environment, outputs, plan, pool, settings};
+//! # use kvgate::harness::tau2::{environment, outputs, plan, pool, remote, settings};
 //! # async fn example(settings: settings::Settings, header: outputs::Header) -> anyhow::Result<()> {
 //! let units = plan::Workload::default().list(&settings.environment.catalogue)?;
 //! let mut outputs = outputs::Outputs::open(&settings.dir, header, &units)?;
 //! let schedule = plan::Schedule::new(units, plan::Rules::default(), &outputs.past())?;
-//! let (remote, control) = pool::control();
+//! let (remote, control) = remote::control();
 //! remote.obey_signals()?;
 //! let (sender, mut events) = tokio::sync::mpsc::channel(pool::EVENTS);
 //! let playing = tokio::spawn(pool::play(settings, schedule, control, sender));
@@ -37,6 +37,7 @@ mod lines;
 pub mod outputs;
 pub mod plan;
 pub mod pool;
+pub mod remote;
 pub mod settings;
 mod wire;
 mod worker;

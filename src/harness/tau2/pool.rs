@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::event::{BUSY_SHARE, Cause, Event, Failure, Finish, Moment, What};
 use super::plan::{Attempt, Next, Schedule};
+use super::remote::Control;
 use super::settings::Settings;
 use super::wire::{Opening, Order, Said, Word};
 use super::worker::{Heard, Source, Worker, write_scripts};
@@ -30,78 +29,6 @@ const TICK: Duration = Duration::from_secs(1);
 const SIMULATIONS: &str = "outputs/simulations";
 /// Time for telling the gate that a program is over.
 const RELEASE: Duration = Duration::from_secs(5);
-
-/// The hand on a running pool.
-#[derive(Clone, Debug)]
-pub struct Remote {
-    drain: CancellationToken,
-    kill: CancellationToken,
-    given_up: mpsc::UnboundedSender<(String, String)>,
-}
-
-/// The other end of a [`Remote`].
-#[derive(Debug)]
-pub struct Control {
-    drain: CancellationToken,
-    kill: CancellationToken,
-    given_up: mpsc::UnboundedReceiver<(String, String)>,
-}
-
-/// A hand on a pool, and what the pool is given of it.
-pub fn control() -> (Remote, Control) {
-    let (drain, kill) = (CancellationToken::new(), CancellationToken::new());
-    let (sender, given_up) = mpsc::unbounded_channel();
-    let control = Control {
-        drain: drain.clone(),
-        kill: kill.clone(),
-        given_up,
-    };
-    let remote = Remote {
-        drain,
-        kill,
-        given_up: sender,
-    };
-    (remote, control)
-}
-
-impl Remote {
-    /// Starts nothing more, and lets what is running end.
-    pub fn drain(&self) {
-        self.drain.cancel();
-    }
-
-    /// Ends everything now; what is running fails with [`Cause::Stopped`], which a resumed run plays again.
-    pub fn kill(&self) {
-        self.kill.cancel();
-    }
-
-    /// Fails the running simulation of a program with [`Cause::GivenUp`]; it is not tried again. Without effect if it
-    /// is not running.
-    pub fn give_up(&self, job_id: String, error: String) {
-        // Fails only when the pool is over.
-        let _over = self.given_up.send((job_id, error));
-    }
-
-    /// From here on Ctrl-C or SIGTERM drains, and the second one kills.
-    ///
-    /// # Errors
-    /// When the process cannot listen for signals.
-    pub fn obey_signals(&self) -> anyhow::Result<()> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let remote = self.clone();
-        tokio::spawn(async move {
-            for obey in [Self::drain, Self::kill] {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                obey(&remote);
-            }
-        });
-        Ok(())
-    }
-}
 
 /// Plays a schedule to its end. Every event is sent as it happens; every attempt that was started is finished with one
 /// [`What::Finished`], however the pool ends.
@@ -292,7 +219,7 @@ impl Pool {
             self.tell(None, None, What::Began { workers: alive })
                 .await?;
         }
-        let began = self.began.unwrap_or(self.clock.now());
+        let began = self.began.unwrap_or_else(|| self.clock.now());
         let share = self.schedule.concurrency().div_ceil(alive.max(1));
         loop {
             let free = self.seats.iter().enumerate();

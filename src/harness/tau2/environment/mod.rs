@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::Catalogue;
 
@@ -85,8 +85,7 @@ fn cache_of(variable: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<PathB
 
 /// A short name of the pins.
 fn pins_hash() -> String {
-    let digest = Sha256::digest(PINS.as_bytes());
-    digest.iter().take(6).map(|b| format!("{b:02x}")).collect()
+    format!("{:012x}", xxh3_64(PINS.as_bytes()) >> 16)
 }
 
 impl Environment {

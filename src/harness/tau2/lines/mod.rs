@@ -1,6 +1,6 @@
 //! The lines of the run's logs, byte for byte in the reference driver's formats; pure.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -39,7 +39,7 @@ pub(super) fn event(event: &Event, zone: &TimeZone) -> serde_json::Result<String
         worker: event.worker,
         job_id: attempt.map(|attempt| attempt.job_id.as_str()),
         unit: attempt.map(|attempt| &attempt.unit),
-        attempt: attempt.map(|attempt| attempt.attempt),
+        attempt: attempt.map(|attempt| attempt.number),
         what: &event.what,
     })
 }
@@ -72,11 +72,17 @@ pub(super) fn logged(text: &str, at_s: f64, zone: &TimeZone) -> String {
 /// The driver's first messages.
 pub(super) fn head<'a>(
     header: &Header,
-    units: impl Iterator<Item = &'a Unit> + Clone,
+    units: impl IntoIterator<Item = &'a Unit>,
     total: usize,
     dir: &Path,
 ) -> Vec<String> {
     let dir = dir.display();
+    let mut tasks: BTreeMap<&str, usize> = BTreeMap::new();
+    for unit in units {
+        if unit.trial == 0 {
+            *tasks.entry(&unit.domain).or_default() += 1;
+        }
+    }
     let mut head = vec![
         format!(
             "Global logs: eval_log={dir}/logs/eval_global.log tau2_log={dir}/logs/tau2_global.log"
@@ -86,11 +92,9 @@ pub(super) fn head<'a>(
         ),
     ];
     for domain in &header.domains {
-        let tasks = units.clone();
-        let tasks = tasks.filter(|unit| unit.domain == *domain && unit.trial == 0);
+        let tasks = tasks.get(domain.as_str()).copied().unwrap_or(0);
         head.push(format!(
-            "Loaded tasks: domain={domain} tasks={} trials={} path={}/tau2/domains/{domain}/tasks.json",
-            tasks.count(),
+            "Loaded tasks: domain={domain} tasks={tasks} trials={} path={}/tau2/domains/{domain}/tasks.json",
             header.trials,
             header.data.display(),
         ));
@@ -166,55 +170,10 @@ pub(super) fn summary(metrics: &Metrics, dir: &Path) -> Vec<String> {
 
 /// A line of `tau2_global.log`; `None` for what it does not tell.
 pub(super) fn moment(unit: &Unit, moment: &Moment, at_s: f64, zone: &TimeZone) -> Option<String> {
-    let mut line = String::new();
-    let task = format!("task={}:{}", unit.domain, unit.task_id);
-    let at = millis(at_s, zone);
-    let _infallible = match moment {
-        Moment::Llm {
-            thread,
-            error: Some(error),
-            ..
-        } => write!(
-            line,
-            "[ERROR] {at} {task} thread={thread} LLM call failed permanently: {}",
-            one_line(error)
-        ),
-        Moment::Llm {
-            role: Role::Agent,
-            step,
-            thread,
-            model,
-            duration_ms,
-            prompt_tokens,
-            completion_tokens,
-            tool_calls,
-            error: None,
-        } => {
-            let tokens = tokens(*prompt_tokens, *completion_tokens);
-            let calls = if *tool_calls > 0 { "True" } else { "False" };
-            write!(
-                line,
-                "[PROFILE] {at} {task} thread={thread} type=llm_call step={step} model={model} call_type=vllm \
-                 duration_ms={duration_ms:.2}{tokens} has_tool_calls={calls}"
-            )
-        }
-        Moment::Llm {
-            role,
-            step,
-            thread,
-            model,
-            duration_ms,
-            ..
-        } => {
-            let kind = match role {
-                Role::Judge => "evaluator",
-                Role::Agent | Role::User => "user_sim",
-            };
-            write!(
-                line,
-                "[USER_JUDGE] {at} {task} thread={thread} type={kind} step={step} model={model} call_type=openai \
-                 duration_ms={duration_ms:.2}"
-            )
+    let (level, thread, text) = match moment {
+        Moment::Llm { thread, .. } => {
+            let (level, text) = model_call(moment)?;
+            (level, thread, text)
         }
         Moment::Tool {
             step,
@@ -225,11 +184,11 @@ pub(super) fn moment(unit: &Unit, moment: &Moment, at_s: f64, zone: &TimeZone) -
             ..
         } => {
             let error = if *error { " error=True" } else { "" };
-            write!(
-                line,
-                "[PROFILE] {at} {task} thread={thread} type=tool_call step={step} function={name} \
-                 call_type=local_function duration_ms={duration_ms:.2}{error}"
-            )
+            let text = format!(
+                "type=tool_call step={step} function={name} call_type=local_function \
+                 duration_ms={duration_ms:.2}{error}"
+            );
+            ("PROFILE", thread, text)
         }
         Moment::Step {
             step,
@@ -239,15 +198,55 @@ pub(super) fn moment(unit: &Unit, moment: &Moment, at_s: f64, zone: &TimeZone) -
             to,
         } => {
             let (from, to) = (from.word(), to.word());
-            write!(
-                line,
-                "[PROFILE] {at} {task} thread={thread} type=step_complete step={step} \
-                 total_duration_ms={duration_ms:.2} from_role={from} to_role={to}"
-            )
+            let text = format!(
+                "type=step_complete step={step} total_duration_ms={duration_ms:.2} \
+                 from_role={from} to_role={to}"
+            );
+            ("PROFILE", thread, text)
         }
         Moment::Played { .. } => return None,
     };
-    Some(line)
+    let (at, domain, task) = (millis(at_s, zone), &unit.domain, &unit.task_id);
+    Some(format!(
+        "[{level}] {at} task={domain}:{task} thread={thread} {text}"
+    ))
+}
+
+/// Level and text of a model's call.
+fn model_call(moment: &Moment) -> Option<(&'static str, String)> {
+    let Moment::Llm {
+        role,
+        step,
+        model,
+        duration_ms,
+        prompt_tokens,
+        completion_tokens,
+        tool_calls,
+        error,
+        ..
+    } = moment
+    else {
+        return None;
+    };
+    if let Some(error) = error {
+        let error = one_line(error);
+        return Some(("ERROR", format!("LLM call failed permanently: {error}")));
+    }
+    let call = |kind: &str, server: &str| {
+        format!(
+            "type={kind} step={step} model={model} call_type={server} duration_ms={duration_ms:.2}"
+        )
+    };
+    Some(match role {
+        Role::Agent => {
+            let tokens = tokens(*prompt_tokens, *completion_tokens);
+            let calls = if *tool_calls > 0 { "True" } else { "False" };
+            let call = call("llm_call", "vllm");
+            ("PROFILE", format!("{call}{tokens} has_tool_calls={calls}"))
+        }
+        Role::User => ("USER_JUDGE", call("user_sim", "openai")),
+        Role::Judge => ("USER_JUDGE", call("evaluator", "openai")),
+    })
 }
 
 fn tokens(prompt: Option<u64>, completion: Option<u64>) -> String {

@@ -251,14 +251,14 @@ impl Outputs {
         if let Some(failure) = &finish.failure {
             *self.causes.entry(failure.cause).or_default() += 1;
         }
-        self.note(&attempt.unit, attempt.attempt, finish);
+        self.note(&attempt.unit, attempt.number, finish);
         if finish.last_word {
             self.last_word(&attempt.unit, finish, at_s)?;
         }
         let started_s = self.started_s.remove(&attempt.job_id);
         let reward = Reward {
             unit: attempt.unit.clone(),
-            attempt: attempt.attempt,
+            attempt: attempt.number,
             job_id: attempt.job_id.clone(),
             started_s: started_s.unwrap_or(at_s),
             finished_s: at_s,

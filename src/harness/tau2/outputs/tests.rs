@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::event::{Failure, Party, Role};
-use super::super::plan::{Rules, Schedule};
+use super::super::plan::{Next, Rules, Schedule};
 use super::*;
 
 const START_S: f64 = 1_795_489_069.0;
@@ -37,8 +37,8 @@ fn attempts(outputs: &Outputs) -> Vec<Arc<Attempt>> {
     let rules = Rules::default();
     let mut schedule = Schedule::new(units(), rules, &outputs.past()).unwrap();
     let next = std::iter::from_fn(|| match schedule.next(0.0) {
-        super::super::plan::Next::Play(attempt) => Some(Arc::new(attempt)),
-        _ => None,
+        Next::Play(attempt) => Some(Arc::new(attempt)),
+        Next::At(_) | Next::Wait | Next::Over => None,
     });
     next.collect()
 }

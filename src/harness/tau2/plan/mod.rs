@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_mt::Mt;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::event::Cause;
 
@@ -36,7 +36,7 @@ pub struct Attempt {
     /// What is played.
     pub unit: Unit,
     /// Which try, from 1; goes on counting over resumed runs.
-    pub attempt: u32,
+    pub number: u32,
     /// The program's name at the gate, `tau2:DOMAIN:TASK:8 hex digits`: another for every attempt.
     pub job_id: String,
     /// Further attempts, should this one fail.
@@ -348,7 +348,7 @@ impl Schedule {
         if attempt.retries_left == 0 || !cause.may_pass() {
             return true;
         }
-        let (unit, attempts) = (attempt.unit.clone(), attempt.attempt);
+        let (unit, attempts) = (attempt.unit.clone(), attempt.number);
         let left = attempt.retries_left - 1;
         let next = Attempt::new(unit, attempts + 1, left, self.rules.id_seed);
         self.again.push_back(next);
@@ -362,15 +362,14 @@ impl Schedule {
 }
 
 impl Attempt {
-    fn new(unit: Unit, attempt: u32, retries_left: u32, id_seed: u64) -> Self {
+    fn new(unit: Unit, number: u32, retries_left: u32, id_seed: u64) -> Self {
         let (domain, task) = (&unit.domain, &unit.task_id);
-        let told_apart = format!("{id_seed} {domain} {task} {} {attempt}", unit.trial);
-        let digest = Sha256::digest(told_apart.as_bytes());
-        let hex: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        let told_apart = format!("{id_seed} {domain} {task} {} {number}", unit.trial);
+        let hash = xxh3_64(told_apart.as_bytes()) >> 32;
         Self {
-            job_id: format!("tau2:{domain}:{task}:{hex}"),
+            job_id: format!("tau2:{domain}:{task}:{hash:08x}"),
             unit,
-            attempt,
+            number,
             retries_left,
         }
     }

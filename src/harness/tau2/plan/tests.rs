@@ -43,7 +43,7 @@ fn rules(concurrency: usize) -> Rules {
 fn plays(schedule: &mut Schedule, now_s: f64) -> Attempt {
     match schedule.next(now_s) {
         Next::Play(attempt) => attempt,
-        other => panic!("{other:?}"),
+        other @ (Next::At(_) | Next::Wait | Next::Over) => panic!("{other:?}"),
     }
 }
 
@@ -189,7 +189,7 @@ fn a_failed_unit_is_tried_again_under_another_name_and_no_more_often_than_allowe
     let first = plays(&mut schedule, 0.0);
     assert!(!schedule.ended(&first, Some(Cause::Llm)));
     let second = plays(&mut schedule, 1.0);
-    assert_eq!((first.attempt, second.attempt), (1, 2));
+    assert_eq!((first.number, second.number), (1, 2));
     assert_eq!(first.unit, second.unit);
     assert_ne!(first.job_id, second.job_id);
     assert!(schedule.ended(&second, Some(Cause::WorkerDied)));
@@ -236,8 +236,8 @@ fn a_resumed_run_plays_what_is_left_and_failed_units_only_on_request() {
         };
         let mut schedule = Schedule::new(all.clone(), rules, &past).unwrap();
         let attempts = std::iter::from_fn(move || match schedule.next(0.0) {
-            Next::Play(attempt) => Some((attempt.unit, attempt.attempt)),
-            _ => None,
+            Next::Play(attempt) => Some((attempt.unit, attempt.number)),
+            Next::At(_) | Next::Wait | Next::Over => None,
         });
         attempts.collect::<Vec<_>>()
     };
