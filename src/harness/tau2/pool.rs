@@ -108,10 +108,12 @@ struct Pool {
 
 impl Pool {
     fn new(
-        settings: Settings,
+        mut settings: Settings,
         schedule: Schedule,
         events: mpsc::Sender<Event>,
     ) -> anyhow::Result<Self> {
+        // Workers have a folder of their own.
+        settings.dir = std::path::absolute(&settings.dir)?;
         let script = match &settings.script {
             Some(script) => script.clone(),
             None => write_scripts(&settings.dir)?,

@@ -96,6 +96,7 @@ impl Environment {
     /// When there is no Python, the packages cannot be installed or the check fails; the message says which and what
     /// helps.
     pub fn install(cache: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Self> {
+        let cache = &std::path::absolute(cache)?;
         let name = format!("tau2-{}", pins_hash());
         let place = cache.join(&name);
         if let Some(there) = Self::installed(&place) {
@@ -107,14 +108,9 @@ impl Environment {
         if let Some(there) = Self::installed(&place) {
             return Ok(there);
         }
-        let building = cache.join(format!("{name}.building"));
-        // Whatever is there is half of something: an interrupted build, or an environment whose Python is gone.
-        for old in [&building, &place] {
-            if old.exists() {
-                fs::remove_dir_all(old)
-                    .with_context(|| format!("cannot remove {}", old.display()))?;
-            }
-        }
+        clear(cache, &name)?;
+        // Named by the process: what a killed one left may still be written to by its pip.
+        let building = cache.join(format!("{name}.building-{}", std::process::id()));
         progress(&format!("installing tau2-bench into {}", place.display()));
         build(&building, &cache.join(format!("{name}.log")), progress)?;
         progress("checking tau2-bench and its data");
@@ -145,8 +141,10 @@ impl Environment {
     /// # Errors
     /// When `python` cannot load tau2 or its tasks.
     pub fn at(python: &Path, data: Option<&Path>) -> anyhow::Result<Self> {
-        let found = Found::by(python, data)?;
-        Ok(Self::new(python.to_owned(), found))
+        // Its folder's links are left alone: they make it a virtual environment's.
+        let python = std::path::absolute(python)?;
+        let found = Found::by(&python, data)?;
+        Ok(Self::new(python, found))
     }
 
     fn new(python: PathBuf, found: Found) -> Self {
@@ -194,6 +192,24 @@ impl Found {
     }
 }
 
+/// Removes the environment `name` that is not whole, and what interrupted builds of it left.
+fn clear(cache: &Path, name: &str) -> anyhow::Result<()> {
+    for entry in fs::read_dir(cache).with_context(|| format!("cannot read {}", cache.display()))? {
+        let path = entry?.path();
+        let left = path.file_name().and_then(|file| file.to_str());
+        if left.is_some_and(|left| left.starts_with(&format!("{name}.building"))) {
+            // One that still changes goes with a later build.
+            let _kept = fs::remove_dir_all(&path);
+        }
+    }
+    let place = cache.join(name);
+    if place.exists() {
+        fs::remove_dir_all(&place)
+            .with_context(|| format!("cannot remove {}", place.display()))?;
+    }
+    Ok(())
+}
+
 /// Waits until no other process builds. The lock ends with the file that is returned.
 fn lock(path: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<File> {
     let name = || format!("cannot lock {}", path.display());
@@ -213,7 +229,7 @@ fn lock(path: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<File> {
 fn build(place: &Path, log: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     let python = find_python(&PYTHONS)?;
     let mut log = Log::create(log)?;
-    let pins = place.with_extension("pins");
+    let pins = log.path.with_extension("pins");
     fs::write(&pins, PINS).with_context(|| format!("cannot write {}", pins.display()))?;
     let interpreter = place.join("bin/python");
     let options = ["--no-deps", "--only-binary", ":all:", "--require-hashes"];
@@ -233,7 +249,7 @@ fn build(place: &Path, log: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Re
         pip.arg("--progress-bar=off");
         log.run(pip.args(options).arg("-r").arg(&pins), progress)?;
     }
-    fs::remove_file(&pins).with_context(|| format!("cannot remove {}", pins.display()))
+    Ok(())
 }
 
 fn find_python<'a>(names: &[&'a str]) -> anyhow::Result<&'a str> {
@@ -334,6 +350,7 @@ fn remedy(output: &str) -> &'static str {
         (
             &[
                 "resolution",
+                "(from versions: none)",
                 "dns error",
                 "refused",
                 "unreachable",

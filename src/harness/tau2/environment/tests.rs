@@ -41,6 +41,19 @@ fn an_environment_without_its_mark_or_its_python_is_not_used() {
 }
 
 #[test]
+fn what_interrupted_builds_left_is_cleared_and_nothing_else() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in ["tau2-1", "tau2-1.building-7/bin", "tau2-2", "vllm"] {
+        fs::create_dir_all(temp.path().join(name)).unwrap();
+    }
+    clear(temp.path(), "tau2-1").unwrap();
+    let left = fs::read_dir(temp.path()).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["tau2-2", "vllm"]);
+}
+
+#[test]
 fn a_second_run_says_that_it_waits_and_waits_until_the_first_is_done() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("lock");
@@ -97,6 +110,10 @@ fn a_failed_installation_says_what_helps() {
             "network",
         ),
         ("error: Failed to fetch: dns error", "network"),
+        (
+            "ERROR: Could not find a version that satisfies the requirement x (from versions: none)",
+            "network",
+        ),
         (
             "ERROR: No matching distribution found for numpy==2.5.5",
             "another Python",
