@@ -37,9 +37,15 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
 ];
 
 /// Where neither clock, nor I/O, nor a task may appear: paths by their beginning.
-const PURE: [&str; 12] = [
+const PURE: [&str; 18] = [
     "src/proxy/infer/",
     "src/harness/engine/core",
+    "src/harness/reference/driver_log.rs",
+    "src/harness/reference/kv.rs",
+    "src/harness/reference/local_time.rs",
+    "src/harness/reference/outputs.rs",
+    "src/harness/reference/profile.rs",
+    "src/harness/reference/python.rs",
     "src/harness/simulate",
     "src/policy/",
     "src/proxy/identity.rs",

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod journal;
 pub mod measure;
 pub mod quickstart;
+pub mod reference;
 pub mod replay;
 pub mod report;
 pub mod rundir;

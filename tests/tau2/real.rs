@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use kvgate::harness::reference::files;
+use kvgate::harness::reference::profile::Kind;
 use kvgate::harness::rundir::RunDir;
 use kvgate::harness::tau2::environment::Environment;
 use kvgate::harness::tau2::event::{Event, Moment, Role, What};
@@ -145,4 +147,14 @@ fn check_steps(dir: &Path, events: &[Event]) {
         *recorded.entry(program).or_default() += 1;
     }
     assert_eq!(recorded, seen);
+    let (mut agent, mut user) = (0, 0);
+    let tally = files::profile_records(dir, |record| match record.kind {
+        Some(Kind::LlmCall) => agent += 1,
+        Some(Kind::UserSim) => user += 1,
+        _ => {}
+    });
+    let tally = tally.expect("readable").expect("the log is there");
+    assert_eq!(tally.unread, 0, "{:?}", tally.example);
+    assert_eq!(agent + user, seen.values().sum::<usize>());
+    assert!(agent > 0 && user > 0);
 }

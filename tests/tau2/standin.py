@@ -66,7 +66,11 @@ def call(tools, text, dice):
 
 def agent(body, dice):
     messages = body["messages"]
-    told = max(index for index, message in enumerate(messages) if message["role"] != "tool" and not message.get("tool_calls"))
+    told = max(
+        index
+        for index, message in enumerate(messages)
+        if message["role"] != "tool" and not message.get("tool_calls")
+    )
     if (len(messages) - 1 - told) // 2 < CALLS:
         text = "\n".join(str(message.get("content")) for message in messages[1:])
         return None, call(body.get("tools") or [], text, dice)
@@ -137,7 +141,11 @@ class Handler(BaseHTTPRequestHandler):
                 "created": int(time.time()),
                 "model": body["model"],
                 "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if called else "stop"}],
-                "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+                "usage": {
+                    "prompt_tokens": prompt,
+                    "completion_tokens": completion,
+                    "total_tokens": prompt + completion,
+                },
             }
         )
 

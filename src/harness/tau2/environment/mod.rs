@@ -112,7 +112,11 @@ impl Environment {
         // Named by the process: what a killed one left may still be written to by its pip.
         let building = cache.join(format!("{name}.building-{}", std::process::id()));
         progress(&format!("installing tau2-bench into {}", place.display()));
-        build(&building, &cache.join(format!("{name}.log")), progress)?;
+        let built = build(&building, &cache.join(format!("{name}.log")), progress);
+        built.inspect_err(|_| {
+            // Half an environment may be what filled the disk.
+            let _kept = fs::remove_dir_all(&building);
+        })?;
         progress("checking tau2-bench and its data");
         let python = building.join("bin/python");
         let mut found = Found::by(&python, None)?;
@@ -204,8 +208,7 @@ fn clear(cache: &Path, name: &str) -> anyhow::Result<()> {
     }
     let place = cache.join(name);
     if place.exists() {
-        fs::remove_dir_all(&place)
-            .with_context(|| format!("cannot remove {}", place.display()))?;
+        fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
     }
     Ok(())
 }

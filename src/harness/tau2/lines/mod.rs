@@ -8,8 +8,9 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::event::{Event, Failure, Moment, Role, What};
-use super::outputs::{Header, Metrics};
+use super::outputs::Header;
 use super::plan::Unit;
+use crate::harness::reference::outputs::Metrics;
 
 const RULE: &str = "============================================================";
 const THIN_RULE: &str = "------------------------------------------------------------";

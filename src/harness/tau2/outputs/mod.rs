@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Cause, Event, Finish, Moment, What};
 use super::lines;
 use super::plan::{Attempt, Past, PastEnd, Unit};
+use crate::harness::reference::outputs::{Metrics, TaskResult};
 
 /// Attempts, one a line.
 pub const REWARDS: &str = "rewards.jsonl";
@@ -188,10 +189,11 @@ impl Outputs {
     pub fn finish(&mut self) -> anyhow::Result<Progress> {
         let progress = self.progress();
         if self.ok + self.failed == self.total {
-            let metrics = Metrics::new(&self.header.domains, &progress, &self.dir);
-            self.write_json("outputs/metrics_global.json", &metrics)?;
-            self.say(&lines::complete(&metrics), self.last_s)?;
-            for line in lines::summary(&metrics, &self.dir) {
+            let metrics = progress.metrics(&self.header.domains);
+            let summary = Summary::new(metrics, &self.dir);
+            self.write_json("outputs/metrics_global.json", &summary)?;
+            self.say(&lines::complete(&summary.metrics), self.last_s)?;
+            for line in lines::summary(&summary.metrics, &self.dir) {
                 self.print(&line, self.last_s)?;
             }
         }
@@ -287,10 +289,10 @@ impl Outputs {
         let marker = lines::task_complete(unit, status, done, self.total);
         self.driver.push(&marker)?;
         let result = TaskResult {
-            domain: &unit.domain,
-            task_id: &unit.task_id,
+            domain: unit.domain.clone(),
+            task_id: unit.task_id.clone(),
             trial: unit.trial,
-            status,
+            status: status.to_owned(),
             reward: finish.reward,
         };
         let name = format!("outputs/all_domains/{}.json", unit.file_stem());
@@ -320,49 +322,44 @@ impl Outputs {
     }
 }
 
-/// `outputs/all_domains/*.json`.
-#[derive(Serialize)]
-struct TaskResult<'a> {
-    domain: &'a str,
-    task_id: &'a str,
-    trial: u32,
-    status: &'a str,
-    reward: Option<f64>,
-}
-
-/// `outputs/metrics_global.json`.
+/// `outputs/metrics_global.json`, with the paths that its readers do not need.
 #[derive(Debug, Serialize)]
-pub(super) struct Metrics {
-    domains: Vec<String>,
-    pub(super) total: usize,
-    pub(super) ok: usize,
-    pub(super) error: usize,
-    pub(super) elapsed_s: f64,
-    pub(super) tasks_per_min: f64,
+struct Summary {
+    #[serde(flatten)]
+    metrics: Metrics,
     log_dir: PathBuf,
     tau2_log: PathBuf,
     eval_log: PathBuf,
 }
 
-impl Metrics {
-    fn new(domains: &[String], progress: &Progress, dir: &Path) -> Self {
-        let minutes = progress.elapsed_s / 60.0;
+impl Summary {
+    fn new(metrics: Metrics, dir: &Path) -> Self {
         let logs = dir.join("logs");
-        let ok = u32::try_from(progress.ok).unwrap_or(u32::MAX);
         Self {
+            metrics,
+            tau2_log: logs.join("tau2_global.log"),
+            eval_log: logs.join("eval_global.log"),
+            log_dir: logs,
+        }
+    }
+}
+
+impl Progress {
+    /// The reference's summary of a run that came to its end.
+    fn metrics(&self, domains: &[String]) -> Metrics {
+        let minutes = self.elapsed_s / 60.0;
+        let ok = u32::try_from(self.ok).unwrap_or(u32::MAX);
+        Metrics {
             domains: domains.to_vec(),
-            total: progress.total,
-            ok: progress.ok,
-            error: progress.failed,
-            elapsed_s: progress.elapsed_s,
+            total: self.total as u64,
+            ok: self.ok as u64,
+            error: self.failed as u64,
+            elapsed_s: self.elapsed_s,
             tasks_per_min: if minutes > 0.0 {
                 f64::from(ok) / minutes
             } else {
                 0.0
             },
-            tau2_log: logs.join("tau2_global.log"),
-            eval_log: logs.join("eval_global.log"),
-            log_dir: logs,
         }
     }
 }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use super::super::event::{Failure, Party, Role};
 use super::super::plan::{Next, Rules, Schedule};
 use super::*;
+use crate::harness::reference::driver_log::Event as Line;
+use crate::harness::reference::files;
+use crate::harness::reference::profile::Kind;
 
 const START_S: f64 = 1_795_489_069.0;
 
@@ -163,6 +166,34 @@ fn a_run_leaves_the_references_files_in_the_references_words() {
 "
     );
     assert_eq!(read(dir, "driver.log"), driver);
+}
+
+#[test]
+fn what_reads_the_references_runs_reads_every_line_of_ours() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut outputs = open(temp.path());
+    play(&mut outputs);
+    outputs.finish().unwrap();
+    let (mut started, mut finished, mut left, mut failed, mut complete) = (0, 0, 0, 0, 0);
+    let mut records = Vec::new();
+    let tally = files::driver_events(temp.path(), |event| match event {
+        Line::Started { .. } => started += 1,
+        Line::Finished { .. } => finished += 1,
+        Line::Left { .. } => left += 1,
+        Line::Failed { .. } => failed += 1,
+        Line::Complete { .. } => complete += 1,
+        Line::Record(record) => records.push(record.kind),
+        Line::Loaded { .. } | Line::Scheduled { .. } => {}
+    });
+    assert_eq!(tally.unwrap().unwrap().unread, 0);
+    assert_eq!((started, finished, left, failed, complete), (2, 1, 2, 1, 1));
+    assert_eq!(records, [Some(Kind::UserSim), Some(Kind::StepComplete)]);
+    let metrics = files::metrics(temp.path()).unwrap().unwrap();
+    assert_eq!((metrics.ok, metrics.error), (1, 1));
+    let mut rewards = Vec::new();
+    files::task_results(temp.path(), |result| rewards.push(result.reward)).unwrap();
+    rewards.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    assert_eq!(rewards, [None, Some(1.0)]);
 }
 
 #[test]

@@ -90,7 +90,8 @@ def watch_tools(simulation, environment, job, say):
         def report(at, ms, result, error):
             failed = error is not None or bool(getattr(result, "error", False))
             role = "user" if call.requestor == "user" else "agent"
-            say("tool", job=job, at=at, duration_ms=ms, step=simulation.step_count, name=call.name, requestor=role, error=failed)
+            step = simulation.step_count
+            say("tool", job=job, at=at, duration_ms=ms, step=step, name=call.name, requestor=role, error=failed)
 
         return timed(called, report)(call)
 
