@@ -9,4 +9,6 @@
 
 mod pool;
 mod real;
+#[path = "../support/server.rs"]
+mod server;
 mod support;

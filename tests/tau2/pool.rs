@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::routing::post;
 use kvgate::harness::tau2::environment::Environment;
-use kvgate::harness::tau2::event::{Cause, Event, Finish, What};
+use kvgate::harness::tau2::event::{Cause, Event, Failure, Finish, What};
 use kvgate::harness::tau2::plan::{Rules, Workload};
 use kvgate::harness::tau2::settings::{Patience, Settings};
 use rustix::process::{Pid, test_kill_process};
@@ -124,6 +124,12 @@ fn finish(event: &Event) -> Option<&Finish> {
     }
 }
 
+/// Why the first attempt that ended failed.
+fn failure(events: &[Event]) -> Failure {
+    let first = events.iter().find_map(finish).expect("it ended");
+    first.failure.clone().expect("it failed")
+}
+
 fn is_started(event: &Event) -> bool {
     event.what == What::Started
 }
@@ -227,11 +233,7 @@ async fn a_line_that_is_none_of_ours_ends_the_worker_and_is_shown() {
     };
     let (events, played) = stage.start().end().await;
     played.expect("nothing was left to play");
-    let failed = events
-        .iter()
-        .find_map(finish)
-        .and_then(|f| f.failure.clone());
-    let error = failed.expect("it failed").error;
+    let error = failure(&events).error;
     assert!(error.contains("Hello from a library!"), "{error}");
 }
 
@@ -256,11 +258,7 @@ async fn a_worker_that_is_silent_for_too_long_is_killed() {
     stage.settings.patience.worker = SOON;
     let (events, played) = stage.start().end().await;
     played.expect("nothing was left to play");
-    let failed = events
-        .iter()
-        .find_map(finish)
-        .and_then(|f| f.failure.clone());
-    let failure = failed.expect("it failed");
+    let failure = failure(&events);
     assert_eq!(failure.cause, Cause::WorkerDied);
     assert!(
         failure.error.contains("it said nothing for 200ms"),

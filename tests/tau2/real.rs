@@ -4,9 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use kvgate::harness::reference::files;
 use kvgate::harness::reference::profile::Kind;
@@ -17,46 +16,15 @@ use kvgate::harness::tau2::outputs;
 use kvgate::harness::tau2::plan::{Rules, Workload};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::server::Server;
 use crate::support::{Run, settings, there_is_a_python};
 
-/// A server that is killed when the test is over.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-impl Server {
-    /// Starts a command that says where it listens.
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        let output = child.stdout.take().expect("its output is piped");
-        let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-        let said = |line: String| line.strip_prefix("listening on ").map(str::to_owned);
-        let url = lines.find_map(said);
-        Self {
-            child,
-            url: url.expect("the server says where it listens"),
-        }
-    }
-
-    /// Asks it to end, so that it writes what it has.
-    fn stop(mut self) {
-        let id = i32::try_from(self.child.id()).expect("an id");
-        let id = Pid::from_raw(id).expect("an id");
-        kill_process(id, Signal::TERM).expect("it runs");
-        self.child.wait().expect("it ends");
-    }
+/// Asks a server to end, so that it writes what it has.
+fn stop(mut server: Server) {
+    let id = i32::try_from(server.child.id()).expect("an id");
+    let id = Pid::from_raw(id).expect("an id");
+    kill_process(id, Signal::TERM).expect("it runs");
+    server.child.wait().expect("it ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +58,7 @@ async fn real_simulations_of_every_domain_are_played_through_the_gate_to_their_r
     let programs = reqwest::get(format!("{}/programs", gate.url)).await;
     let programs = programs.expect("an answer").text().await.expect("a text");
     assert_eq!(programs, "{}", "every program was released");
-    gate.stop();
+    stop(gate);
     check_rewards(&dir);
     check_steps(&dir, &events);
 }
