@@ -44,12 +44,12 @@ impl Remote {
         self.drain.cancel();
     }
 
-    /// Ends everything now; what is running fails with [`Cause::Stopped`], which a resumed run plays again.
+    /// Ends everything now; what is running fails with [`super::event::Cause::Stopped`], which a resumed run plays again.
     pub fn kill(&self) {
         self.kill.cancel();
     }
 
-    /// Fails the running simulation of a program with [`Cause::GivenUp`]; it is not tried again. Without effect if it
+    /// Fails the running simulation of a program with [`super::event::Cause::GivenUp`]; it is not tried again. Without effect if it
     /// is not running.
     pub fn give_up(&self, job_id: String, error: String) {
         // Fails only when the pool is over.
