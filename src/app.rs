@@ -8,7 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
-use crate::harness::{engine, journal, quickstart, replay, report, simulator, traces, vectors};
+use crate::harness::{
+    engine, journal, quickstart, reference, replay, report, simulator, traces, vectors,
+};
 use crate::proxy;
 
 /// Exit status for a command line or configuration that cannot be used, as clap uses it.
@@ -25,7 +27,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Engine(args) => run_engine(args).await,
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
-        Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::run(&args),
+        Command::Reference(args) => Ok(reference::scripts::run(&args)),
         Command::Journal(args) => journal::run(&args).map(status),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),

@@ -6,13 +6,17 @@
 pub mod engine;
 pub mod journal;
 pub mod measure;
+pub mod page;
 pub mod quickstart;
+pub mod reference;
 pub mod replay;
 pub mod report;
+pub mod run;
 pub mod rundir;
 pub mod simulate;
 pub mod simulator;
 pub mod stats;
+pub mod tau2;
 pub mod trace;
 pub mod traces;
 pub mod vectors;

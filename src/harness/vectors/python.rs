@@ -1,8 +1,8 @@
 //! JSON values as Python's `str` writes them, which is how the references turn an id into a name.
 
-use std::fmt::Write as _;
-
 use serde_json::{Number, Value};
+
+use crate::harness::reference::python::{float_repr, str_repr};
 
 /// `str(value)`.
 pub(super) fn text(value: &Value) -> String {
@@ -22,56 +22,20 @@ fn repr(value: &Value) -> String {
         Value::Bool(true) => "True".to_owned(),
         Value::Bool(false) => "False".to_owned(),
         Value::Number(number) => number_repr(number),
-        Value::String(text) => quoted(text),
+        Value::String(text) => str_repr(text),
         Value::Array(items) => format!("[{}]", list(items.iter().map(repr).collect())),
         Value::Object(members) => {
             let members = members
                 .iter()
-                .map(|(key, value)| format!("{}: {}", quoted(key), repr(value)));
+                .map(|(key, value)| format!("{}: {}", str_repr(key), repr(value)));
             format!("{{{}}}", list(members.collect()))
         }
     }
 }
 
-/// A number: floats have an exponent below 1e-4 and from 1e16 on, of two digits at least.
 fn number_repr(number: &Number) -> String {
-    let Some(value) = number.as_f64().filter(|_| number.is_f64()) else {
-        return number.to_string();
-    };
-    if value.abs() > 0.0 && !(1e-4..1e16).contains(&value.abs()) {
-        let text = format!("{value:e}");
-        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        let (sign, exponent) = exponent
-            .strip_prefix('-')
-            .map_or(('+', exponent), |digits| ('-', digits));
-        return format!("{digits}e{sign}{exponent:0>2}");
-    }
-    format!("{value:?}")
-}
-
-/// A string literal: in single quotes, unless it has those and no double ones.
-fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
-    let mut literal = String::from(quote);
-    for char in text.chars() {
-        match char {
-            '\\' => literal.push_str("\\\\"),
-            '\n' => literal.push_str("\\n"),
-            '\r' => literal.push_str("\\r"),
-            '\t' => literal.push_str("\\t"),
-            '\0'..='\x1f' | '\x7f'..='\u{a0}' => {
-                let _infallible = write!(literal, "\\x{:02x}", u32::from(char));
-            }
-            char if char == quote => literal.extend(['\\', quote]),
-            char => literal.push(char),
-        }
-    }
-    literal.push(quote);
-    literal
+    let float = number.as_f64().filter(|_| number.is_f64());
+    float.map_or_else(|| number.to_string(), float_repr)
 }
 
 #[cfg(test)]
