@@ -1,15 +1,22 @@
 //! Heap allocations on the hot path, counted by dhat, which is this binary's allocator.
 //!
 //! One test only: dhat counts for the whole process, so a test running beside it would be counted too. It tells two
-//! stories, of events and of bytes.
+//! stories, of events and of bytes, the latter of policies and of program inference.
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test may fail as loudly as the test"
+)]
 
 #[path = "../benches/support/pressure.rs"]
 mod pressure;
+
+use std::time::Duration;
 
 use kvgate::policy::{
     Arrival, BackendId, Config, Decisions, Event, GapKind, Outcome, ProgramId, RequestId, Time,
     Tokens, ToolId, Usage,
 };
+use kvgate::proxy::infer::{Conversation, Inference, Limits, ReplyHasher};
 use pressure::{Recording, replay};
 
 #[global_allocator]
@@ -29,6 +36,9 @@ fn a_policy_in_steady_state_hardly_allocates_and_an_idle_program_is_small() {
         println!("{name}: {bytes:.0} bytes per idle program");
         assert!(bytes <= IDLE_BYTES, "{name}: {bytes:.0} bytes");
     }
+    let bytes = bytes_per_inferred_program();
+    println!("inference: {bytes:.0} bytes per idle program");
+    assert!(bytes <= IDLE_BYTES, "inference: {bytes:.0} bytes");
     for (name, config) in pressure::all(1_000) {
         let recording = Recording::make(&config, 1_000, 40_000);
         assert!(
@@ -52,6 +62,31 @@ fn a_policy_in_steady_state_hardly_allocates_and_an_idle_program_is_small() {
             "{name}: {per_event:.4} allocations per event"
         );
     }
+}
+
+/// Heap that the table of inferred programs keeps for each that was answered once.
+fn bytes_per_inferred_program() -> f64 {
+    let profiler = dhat::Profiler::builder().testing().build();
+    let mut infer = Inference::new(Limits {
+        max_programs: usize::MAX,
+        idle: Duration::MAX,
+    });
+    for program in 0..IDLE {
+        let messages = format!(r#"[{{"role": "user", "content": "{program}"}}]"#);
+        let asked = Conversation::read("m", messages.as_bytes()).unwrap();
+        let step = infer.arrive(Time::ZERO, &asked).unwrap().ticket;
+        let mut reply = ReplyHasher::whole();
+        reply
+            .push(format!(r#"{{"choices":[{{"message":{{"content":"{program}"}}}}]}}"#).as_bytes());
+        infer.replied(Time::ZERO, step, reply.digest().unwrap());
+        infer.finished(Time::ZERO, step);
+    }
+    let bytes = dhat::HeapStats::get().curr_bytes;
+    assert_eq!(infer.len(), IDLE as usize);
+    drop(profiler);
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let bytes = bytes as f64;
+    bytes / f64::from(IDLE)
 }
 
 /// Heap that remains per program after each has made one step and begun its tool gap.
