@@ -9,11 +9,11 @@ use std::process::Command;
 
 use kvgate::harness::reference::files;
 use kvgate::harness::reference::profile::Kind;
-use kvgate::harness::rundir::RunDir;
 use kvgate::harness::tau2::environment::Environment;
 use kvgate::harness::tau2::event::{Event, Moment, Role, What};
 use kvgate::harness::tau2::outputs;
 use kvgate::harness::tau2::plan::{Rules, Workload};
+use kvgate::telemetry::StepRecord;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::Server;
@@ -107,9 +107,10 @@ fn check_steps(dir: &Path, events: &[Event]) {
     }
     assert!(tools > 0, "the agents called tools");
     assert_eq!(seen.len(), 8, "an agent and a customer in each: {seen:?}");
-    let (steps, _) = RunDir::at(dir).steps().expect("the gate's steps");
+    let steps = fs::read_to_string(dir.join("steps.jsonl")).expect("the gate's steps");
     let mut recorded: BTreeMap<String, usize> = BTreeMap::new();
-    for step in steps {
+    for line in steps.lines() {
+        let step: StepRecord = serde_json::from_str(line).expect("a step");
         assert_eq!(step.status, 200, "{step:?}");
         let program = step.program.expect("a program");
         *recorded.entry(program).or_default() += 1;
