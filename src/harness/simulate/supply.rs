@@ -56,6 +56,14 @@ impl Workload {
         }
     }
 
+    /// How many programs a set has by itself; `None`: as many as one likes.
+    pub fn programs(&self) -> Option<usize> {
+        match self {
+            Self::Recorded(recorded) => Some(recorded.programs.len()),
+            Self::Drawn(_) | Self::Resampled(_) => None,
+        }
+    }
+
     /// Programs without end, those of `seed`.
     pub fn supply(&self, seed: u64) -> Supply {
         let source = match self {

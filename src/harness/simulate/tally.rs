@@ -14,7 +14,7 @@ pub struct Measured {
     /// From the first arrival to the last end, in seconds; of a window, its length.
     pub makespan_s: f64,
     /// Programs played to their end.
-    pub programs: usize,
+    pub programs_done: usize,
     /// Programs that ended early: a step was longer than the cache, or the policy held it for ever.
     pub programs_failed: usize,
     /// Steps finished; a fork counts once.
@@ -126,7 +126,7 @@ impl Tally {
         let at = |sample: &[f64], q| percentile(sample, q).unwrap_or(0.0);
         Measured {
             makespan_s,
-            programs: times.len(),
+            programs_done: times.len(),
             programs_failed: self.programs.len() - times.len(),
             steps: self.step_ends.len(),
             program_mean_s: mean(&times).unwrap_or(0.0),

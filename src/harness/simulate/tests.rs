@@ -27,7 +27,7 @@ fn a_fixed_set_ends_with_every_program_and_every_step_of_it() {
         let cell = small(shape);
         let (measured, programs) = fixed_set_by_program(&cell, &mut Baseline::default());
         let steps: usize = cell.fixed_programs().map(|p| p.steps.len()).sum();
-        assert_eq!((measured.programs, measured.programs_failed), (12, 0));
+        assert_eq!((measured.programs_done, measured.programs_failed), (12, 0));
         assert_eq!(measured.steps, steps, "{shape:?}");
         let names: BTreeSet<_> = programs.into_iter().map(|run| run.program).collect();
         assert_eq!(names, cell.fixed_programs().map(|p| p.name).collect());
@@ -177,10 +177,10 @@ fn a_program_longer_than_the_cache_fails_and_the_others_go_on() {
     cell.engine.blocks = 901;
     let measured = direct(&cell);
     assert!(
-        measured.programs_failed > 0 && measured.programs > 0,
+        measured.programs_failed > 0 && measured.programs_done > 0,
         "{measured:?}"
     );
-    assert_eq!(measured.programs + measured.programs_failed, 12);
+    assert_eq!(measured.programs_done + measured.programs_failed, 12);
 }
 
 /// A policy that lets nobody go.
@@ -206,7 +206,7 @@ impl Policy for Never {
 #[test]
 fn a_policy_that_lets_nobody_go_ends_the_run_instead_of_hanging_it() {
     let measured = fixed_set(&small(Shape::Swe), &mut Never);
-    assert_eq!((measured.programs, measured.programs_failed), (0, 4));
+    assert_eq!((measured.programs_done, measured.programs_failed), (0, 4));
 }
 
 /// A policy that holds everything until a tick releases it, one request at a time.
@@ -246,7 +246,7 @@ impl Policy for OneByOne {
 #[test]
 fn holds_and_ticks_reach_the_policy_and_bind_the_engine() {
     let measured = fixed_set(&small(Shape::Swe), &mut OneByOne::default());
-    assert_eq!(measured.programs, 12);
+    assert_eq!(measured.programs_done, 12);
     assert!(measured.hold_max_s > 0.1, "{measured:?}");
     assert!(
         measured.running <= 1.0 && measured.waiting < 0.01,
