@@ -116,6 +116,8 @@ pub enum HistoryName {
     /// As other tokens, 1.38 times as many, and the next message shortened by the excess: random weights behind
     /// `kvgate replay`
     RandomWeights,
+    /// As other tokens, as many: `kvgate replay --stand-in`
+    StandIn,
 }
 
 impl HistoryName {
@@ -123,6 +125,7 @@ impl HistoryName {
         match self {
             Self::Kept => History::Kept,
             Self::RandomWeights => History::Corrected(RANDOM_WEIGHTS),
+            Self::StandIn => History::Recut(1.0),
         }
     }
 
@@ -130,6 +133,7 @@ impl HistoryName {
         match self {
             Self::Kept => "kept",
             Self::RandomWeights => "random-weights",
+            Self::StandIn => "stand-in",
         }
     }
 }
@@ -271,7 +275,7 @@ mod tests {
             format!("{error:#}")
         };
         assert!(problem("--policy fifo").contains("baseline, "));
-        assert!(problem("--shape knot").contains("--shape: \"knot\""));
+        assert!(problem("--shape knot").contains("no shape \"knot\""));
         assert!(problem("--seed 1-x").contains("ranges such as 11-15"));
         assert!(problem("--concurrency 0").contains("--concurrency"));
         assert!(problem("--kv-tokens 7").contains("--kv-tokens"));

@@ -1,6 +1,6 @@
 //! Which cells a command line asks for: the lists of its options, and every combination of them.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use super::SimulateArgs;
 use super::contender::{BOUND, Contender, INFINITE_KV};
@@ -37,7 +37,7 @@ fn lists(args: &SimulateArgs) -> anyhow::Result<Lists> {
     };
     let shapes = given(&args.shape, shapes.iter().map(|&name| name.to_owned()));
     let workloads = if args.trace.is_empty() {
-        shapes.iter().map(|name| workload(name)).collect()
+        shapes.iter().map(|name| Workload::by_name(name)).collect()
     } else {
         let load = |name: &String| Ok(Workload::recorded(&Trace::load(name)?));
         args.trace.iter().map(load).collect::<anyhow::Result<_>>()
@@ -94,17 +94,6 @@ fn seeds(texts: &[String]) -> anyhow::Result<Vec<u64>> {
         seeds.extend(range);
     }
     Ok(seeds)
-}
-
-fn workload(name: &str) -> anyhow::Result<Workload> {
-    if let Some(shape) = Shape::by_name(name) {
-        return Ok(Workload::Drawn(shape));
-    }
-    if name == "tau2" {
-        return Ok(Workload::resampled(&Trace::load(name)?));
-    }
-    let shapes = Shape::ALL.map(Shape::name).join(", ");
-    bail!("--shape: {name:?} is unknown; choose from tau2, {shapes}, or name a file with --trace")
 }
 
 impl Lists {
