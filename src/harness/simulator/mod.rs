@@ -3,6 +3,7 @@
 //! A cell takes a second or less, so this is where ideas are tried first. What a simulation says is worth is in its
 //! calibration: `kvgate simulate --calibration` holds the model against cells measured on a GPU.
 
+pub mod against;
 pub mod contender;
 pub mod grid;
 pub mod plan;
@@ -27,6 +28,11 @@ pub struct SimulateArgs {
     /// Print the model beside the cells measured on an H100, and nothing else
     #[arg(long)]
     pub calibration: bool,
+
+    /// Run directories of `kvgate replay` on a live server: each is simulated with its trace, concurrency and policy on
+    /// the engine of the options below, and laid beside it; `DIR=POLICY` where the run does not say its policy
+    #[arg(long, value_name = "DIR[=POLICY]", num_args = 1..)]
+    pub against: Vec<String>,
 
     /// The whole grid: each list below that is not given takes the experiment's values (two thousand settings with five
     /// seeds each; use --out)
@@ -145,6 +151,8 @@ impl HistoryName {
 pub fn run(args: &SimulateArgs) -> anyhow::Result<()> {
     let text = if args.calibration {
         calibration::render(&calibration::calibration_table())
+    } else if !args.against.is_empty() {
+        against::render(&against::pairs(args)?)
     } else {
         table::render(&rows(args)?)
     };
