@@ -58,10 +58,10 @@ mod tests {
     use crate::harness::engine::core::cost::H100_QWEN3_8B;
 
     fn written(text: &str) -> anyhow::Result<CostModel> {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir()?;
         let path = dir.path().join("cost.toml");
-        std::fs::write(&path, text).unwrap();
-        load(path.to_str().unwrap())
+        std::fs::write(&path, text)?;
+        load(&path.display().to_string())
     }
 
     #[test]

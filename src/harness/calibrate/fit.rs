@@ -278,7 +278,7 @@ mod tests {
             let exact = point.predicted_s(cost, SERVER) * off(index);
             match &mut point {
                 Point::FirstToken { seconds, .. } | Point::Decode { seconds, .. } => {
-                    *seconds = exact
+                    *seconds = exact;
                 }
             }
             point

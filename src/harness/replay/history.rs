@@ -118,7 +118,7 @@ impl History {
         if self.stand_in {
             let tokens = reply
                 .usage
-                .map_or(u64::from(step.output_tokens), |u| u.output);
+                .map_or_else(|| u64::from(step.output_tokens), |usage| usage.output);
             self.push_reply(&self.stand_in_for(reply, tokens));
         } else {
             self.push_reply(reply);
@@ -203,8 +203,7 @@ impl History {
 /// them to render the history, and what a model wrote may be anything.
 fn sound(call: &ToolCall) -> ToolCall {
     let arguments = &call.function.arguments;
-    let object = serde_json::from_str::<BTreeMap<String, serde::de::IgnoredAny>>(arguments);
-    if object.is_ok() {
+    if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(arguments).is_ok() {
         return call.clone();
     }
     let wrapped = format!("{{\"text\":{}}}", quoted(arguments));

@@ -95,6 +95,7 @@ pub struct ReplayArgs {
 
 /// One replay, checked.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Replay {
     /// Where requests go.
     pub url: String,

@@ -9,6 +9,7 @@
 
 pub mod bound;
 pub mod calibration;
+pub mod recording;
 pub mod shorten;
 mod slot;
 pub mod supply;

@@ -49,15 +49,19 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub shape: Vec<String>,
 
-    /// A trace file instead of a shape, played program by program as `kvgate replay` plays it
-    #[arg(long, value_name = "FILE", conflicts_with = "shape")]
+    /// A trace file, played program by program as `kvgate replay` plays it
+    #[arg(long, value_name = "FILE")]
     pub trace: Vec<String>,
+
+    /// A journal of `kvgate serve --journal`: the programs that it saw, played in a closed loop
+    #[arg(long, value_name = "FILE")]
+    pub journal: Vec<PathBuf>,
 
     /// Programs at once [default: 32, 64]
     #[arg(long, value_name = "C", value_delimiter = ',', num_args = 1..)]
     pub concurrency: Vec<u32>,
 
-    /// Programs in the set [default: 2C + 32; of a trace file, all]
+    /// Programs in the set [default: 2C + 32; of a trace or journal, all]
     #[arg(long, value_name = "N")]
     pub programs: Option<usize>,
 
@@ -289,6 +293,42 @@ mod tests {
         assert!(problem("--kv-tokens 7").contains("--kv-tokens"));
         assert!(problem("--anonymous 2").contains("--anonymous"));
         assert!(problem("--cost abacus").contains("h100-qwen3-8b"));
+    }
+
+    #[test]
+    fn a_journal_is_a_workload() {
+        use crate::policy::{Arrival, Event, ProgramId, RequestId, Time, Tokens};
+        let arrival = Arrival {
+            request: RequestId(0),
+            program: Some(ProgramId(0)),
+            name_hash: 0,
+            prompt: Tokens(500),
+            shared: None,
+            last_step: true,
+        };
+        let line = crate::telemetry::journal::Line::Event {
+            at: Time::ZERO,
+            event: Event::Arrive(arrival),
+            decisions: Vec::new(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("monday.jsonl");
+        std::fs::write(&path, serde_json::to_string(&line).unwrap() + "\n").unwrap();
+        let line = format!(
+            "simulate --quiet --journal {} --policy baseline",
+            path.display()
+        );
+        let rows = rows(&args(&line)).unwrap();
+        assert_eq!(
+            (rows[0].key.shape.as_str(), rows[0].measured.steps),
+            ("monday", 1)
+        );
+        std::fs::write(&path, "").unwrap();
+        let error = format!("{:#}", super::rows(&args(&line)).unwrap_err());
+        assert!(
+            error.contains("monday.jsonl") && error.contains("no request"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! Which cells a command line asks for: the lists of its options, and every combination of them.
 
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::Arc;
+
 use anyhow::{Context, ensure};
 
 use super::SimulateArgs;
@@ -8,9 +13,12 @@ use super::grid::{Job, Key};
 use crate::harness::cost_file;
 use crate::harness::engine::core::CostModel;
 use crate::harness::simulate::calibration::h100;
+use crate::harness::simulate::recording::Reader;
+use crate::harness::simulate::supply::Recorded;
 use crate::harness::simulate::{Cell, Shape, Workload};
 use crate::harness::trace::Trace;
 use crate::policy;
+use crate::telemetry::journal;
 
 /// The lists of a run, with the defaults filled in.
 #[derive(Debug)]
@@ -24,51 +32,81 @@ struct Lists {
     seeds: Vec<u64>,
 }
 
+/// What a list holds where the command line does not say.
+struct Defaults {
+    shapes: &'static [&'static str],
+    concurrency: &'static [u32],
+    kv_tokens: &'static [u32],
+    prefill: &'static [f64],
+    seeds: &'static str,
+}
+
+/// A first look.
+const FEW: Defaults = Defaults {
+    shapes: &["orch"],
+    concurrency: &[32, 64],
+    kv_tokens: &[84_800],
+    prefill: &[1.0],
+    seeds: "1",
+};
+
+/// The experiment.
+const GRID: Defaults = Defaults {
+    shapes: &["orch", "tau2", "tau2-lognormal", "swe", "mix", "slow"],
+    concurrency: &[4, 8, 16, 32, 64, 128, 256],
+    kv_tokens: &[50_000, 95_488, 200_000, 400_000],
+    prefill: &[1.0, 3.0],
+    seeds: "1-5",
+};
+
 fn lists(args: &SimulateArgs) -> anyhow::Result<Lists> {
+    let defaults = if args.grid { GRID } else { FEW };
     let mut names: Vec<String> = given(&args.policy, policy::Config::NAMES.map(str::to_owned));
     if args.grid && args.policy.is_empty() {
         names.extend([INFINITE_KV, BOUND].map(str::to_owned));
     }
     let contender = |name: String| Ok((name.clone(), Contender::parse(&name)?));
-    let shapes: &[&str] = if args.grid {
-        &["orch", "tau2", "tau2-lognormal", "swe", "mix", "slow"]
-    } else {
-        &["orch"]
-    };
-    let shapes = given(&args.shape, shapes.iter().map(|&name| name.to_owned()));
-    let workloads = if args.trace.is_empty() {
-        shapes.iter().map(|name| Workload::by_name(name)).collect()
-    } else {
-        let load = |name: &String| Ok(Workload::recorded(&Trace::load(name)?));
-        args.trace.iter().map(load).collect::<anyhow::Result<_>>()
-    };
+    let contenders = names.into_iter().map(contender);
     let cost = |name: &String| Ok((name.clone(), cost_file::load(name)?));
     let lists = Lists {
-        contenders: names
-            .into_iter()
-            .map(contender)
-            .collect::<anyhow::Result<_>>()?,
-        workloads: workloads?,
+        contenders: contenders.collect::<anyhow::Result<_>>()?,
+        workloads: workloads(args, defaults.shapes)?,
         costs: args.cost.iter().map(cost).collect::<anyhow::Result<_>>()?,
-        concurrency: match args.grid {
-            true => given(&args.concurrency, [4, 8, 16, 32, 64, 128, 256]),
-            false => given(&args.concurrency, [32, 64]),
-        },
-        kv_tokens: match args.grid {
-            true => given(&args.kv_tokens, [50_000, 95_488, 200_000, 400_000]),
-            false => given(&args.kv_tokens, [84_800]),
-        },
-        prefill: match args.grid {
-            true => given(&args.prefill, [1.0, 3.0]),
-            false => given(&args.prefill, [1.0]),
-        },
-        seeds: seeds(&given(
-            &args.seed,
-            [if args.grid { "1-5" } else { "1" }.to_owned()],
-        ))?,
+        concurrency: given(&args.concurrency, defaults.concurrency.iter().copied()),
+        kv_tokens: given(&args.kv_tokens, defaults.kv_tokens.iter().copied()),
+        prefill: given(&args.prefill, defaults.prefill.iter().copied()),
+        seeds: seeds(&given(&args.seed, [defaults.seeds.to_owned()]))?,
     };
     lists.check(args)?;
     Ok(lists)
+}
+
+fn workloads(args: &SimulateArgs, shapes: &[&str]) -> anyhow::Result<Vec<Workload>> {
+    let mut workloads = Vec::new();
+    for name in &args.trace {
+        workloads.push(Workload::recorded(&Trace::load(name)?));
+    }
+    for path in &args.journal {
+        let recorded =
+            read_journal(path).with_context(|| format!("--journal {}", path.display()))?;
+        workloads.push(Workload::Recorded(Arc::new(recorded)));
+    }
+    if workloads.is_empty() || !args.shape.is_empty() {
+        for name in given(&args.shape, shapes.iter().map(|&name| name.to_owned())) {
+            workloads.push(Workload::by_name(&name)?);
+        }
+    }
+    Ok(workloads)
+}
+
+fn read_journal(path: &Path) -> anyhow::Result<Recorded> {
+    let mut reader = Reader::default();
+    for line in journal::lines(BufReader::new(File::open(path)?)) {
+        reader.take(&line?);
+    }
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    let recorded = reader.end(stem.unwrap_or("journal"));
+    recorded.context("no request in it belongs to a program")
 }
 
 /// `list`, or `default` where it is empty.
@@ -138,7 +176,7 @@ impl Lists {
 pub fn jobs(args: &SimulateArgs) -> anyhow::Result<Vec<Job>> {
     let lists = lists(args)?;
     let mut jobs = cross(vec![first(args)], &lists.workloads, |job, workload| {
-        job.key.shape = workload.name().to_owned();
+        workload.name().clone_into(&mut job.key.shape);
         job.cell.workload = workload.clone();
     });
     jobs = cross(jobs, &lists.costs, |job, (name, cost)| {

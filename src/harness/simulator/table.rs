@@ -220,7 +220,7 @@ fn summary(text: &mut String, settings: &[Setting], contenders: &[String]) {
             .map(|(s, _)| s)
             .collect();
         let worst_p95 = p95.iter().copied().fold(f64::INFINITY, f64::min);
-        let hold = settings.iter().flat_map(|s| s.rows.get(name)).flatten();
+        let hold = settings.iter().filter_map(|s| s.rows.get(name)).flatten();
         let hold = hold.map(|m| m.hold_max_s).fold(0.0, f64::max);
         let _infallible = writeln!(
             text,
