@@ -1,14 +1,16 @@
 //! Constants of the cost model from measured points: weighted least squares. Pure.
 //!
-//! Every measured time is linear in the constants once it is known, for each iteration behind it, whether the tokens
-//! or the weights take longer. So: guess the constants, take the sides that they imply, solve, and again until the
-//! sides stay. A constant that would come out negative is set to zero and the others are solved for anew. Points are
-//! weighted by their own size: an error of 5 % counts the same at 8 ms and at half a second.
+//! Every measured time is linear in the constants once it is known, for each iteration behind it, whether its tokens
+//! or the weights take longer. That depends on one number, the knee: how many tokens take as long as the weights. So
+//! every knee between two measured sizes is tried, the constants are solved for on the sides it implies, and those
+//! with the least error are kept. A constant that would come out negative is set to zero and the others are solved
+//! for anew. Points are weighted by their own size: an error of 5 % counts the same at 8 ms and at half a second.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use crate::harness::engine::core::CostModel;
-use crate::harness::engine::core::cost::H100_QWEN3_8B;
 
 /// One measured time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,8 +54,6 @@ pub struct Unclear {
 }
 
 const CONSTANTS: usize = 8;
-/// Rounds after which the sides are taken as they are.
-const ROUNDS: usize = 50;
 
 /// Factors of the constants in one time, in the order of [`CostModel::constants`].
 type Factors = [f64; CONSTANTS];
@@ -68,55 +68,52 @@ impl Point {
 
     /// What the model says of it, in seconds.
     pub fn predicted_s(&self, cost: &CostModel, server: Server) -> f64 {
-        let factors = self.factors(cost, server);
+        let knee = cost.weights_s / cost.token_s;
+        // Without either cost the side makes no difference.
+        let factors = self.factors(if knee.is_nan() { 0.0 } else { knee }, server);
         let constants = cost.constants();
         factors.iter().zip(constants).map(|(f, (_, c))| f * c).sum()
     }
 
-    /// The factors, on the sides that `cost` implies.
-    fn factors(&self, cost: &CostModel, server: Server) -> Factors {
-        let mut sum = Sum {
-            cost,
-            factors: [0.0; CONSTANTS],
-        };
+    /// Tokens of each iteration behind it.
+    fn iterations(&self, server: Server) -> Vec<u32> {
         match *self {
-            Self::Decode { batch, context, .. } => {
-                let batch = f64::from(batch);
-                sum.iteration(batch);
-                sum.factors[3] = batch * context;
-                sum.factors[5] = batch;
-            }
+            Self::Decode { batch, .. } => vec![batch],
             Self::FirstToken { prompt, cached, .. } => {
                 let new = prompt.saturating_sub(cached);
                 let budget = server.max_num_batched_tokens.max(1);
-                let mut left = new;
-                while left > 0 {
-                    let chunk = left.min(budget);
-                    sum.iteration(f64::from(chunk));
-                    left -= chunk;
-                }
-                sum.factors[4] = f64::from(new) * (f64::from(cached) + f64::from(new) / 2.0);
-                sum.factors[6] = 2.0;
-                sum.factors[7] = f64::from(prompt);
+                let mut chunks = vec![budget; (new / budget) as usize];
+                chunks.extend(Some(new % budget).filter(|rest| *rest > 0));
+                chunks
             }
         }
-        sum.factors
     }
-}
 
-struct Sum<'a> {
-    cost: &'a CostModel,
-    factors: Factors,
-}
-
-impl Sum<'_> {
-    fn iteration(&mut self, tokens: f64) {
-        self.factors[0] += 1.0;
-        if self.cost.token_s * tokens > self.cost.weights_s {
-            self.factors[2] += tokens;
-        } else {
-            self.factors[1] += 1.0;
+    /// The factors, where iterations of more than `knee` tokens are bound by them and the others by the weights.
+    fn factors(&self, knee: f64, server: Server) -> Factors {
+        let mut factors = [0.0; CONSTANTS];
+        for tokens in self.iterations(server) {
+            let tokens = f64::from(tokens);
+            factors[0] += 1.0;
+            if tokens > knee {
+                factors[2] += tokens;
+            } else {
+                factors[1] += 1.0;
+            }
         }
+        match *self {
+            Self::Decode { batch, context, .. } => {
+                factors[3] = f64::from(batch) * context;
+                factors[5] = f64::from(batch);
+            }
+            Self::FirstToken { prompt, cached, .. } => {
+                let new = f64::from(prompt.saturating_sub(cached));
+                factors[4] = new * (f64::from(cached) + new / 2.0);
+                factors[6] = 2.0;
+                factors[7] = f64::from(prompt);
+            }
+        }
+        factors
     }
 }
 
@@ -125,26 +122,51 @@ impl Sum<'_> {
 /// # Errors
 /// Too few or too similar points.
 pub fn fit(points: &[Point], server: Server) -> Result<CostModel, Unclear> {
-    // Where it starts matters little: it only says on which side of the knee each point lies.
-    let mut cost = H100_QWEN3_8B;
-    for _ in 0..ROUNDS {
-        let next = solve(points, &cost, server).ok_or(Unclear {
+    if !are_enough(points) {
+        return Err(Unclear {
             points: points.len(),
-        })?;
-        if next == cost {
-            break;
-        }
-        cost = next;
+        });
     }
-    Ok(cost)
+    let sizes: BTreeSet<u32> = points
+        .iter()
+        .flat_map(|point| point.iterations(server))
+        .collect();
+    let knees = std::iter::once(0).chain(sizes);
+    let candidates = knees.filter_map(|knee| solve(points, f64::from(knee), server));
+    let best =
+        candidates.min_by(|a, b| squares(points, a, server).total_cmp(&squares(points, b, server)));
+    best.ok_or(Unclear {
+        points: points.len(),
+    })
 }
 
-/// Non-negative least squares on the sides that `cost` implies; `None` where the constants cannot be told apart.
-fn solve(points: &[Point], cost: &CostModel, server: Server) -> Option<CostModel> {
+/// The sum of the squared relative errors.
+fn squares(points: &[Point], cost: &CostModel, server: Server) -> f64 {
+    let error = |point: &Point| point.predicted_s(cost, server) / point.seconds() - 1.0;
+    points.iter().map(|point| error(point).powi(2)).sum()
+}
+
+/// Whether there are prompts of several lengths, new and cached ones, and several batches.
+fn are_enough(points: &[Point]) -> bool {
+    let (mut new, mut cached, mut batches) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for point in points {
+        match *point {
+            Point::FirstToken {
+                prompt, cached: 0, ..
+            } => new.insert(prompt),
+            Point::FirstToken { prompt, .. } => cached.insert(prompt),
+            Point::Decode { batch, .. } => batches.insert(batch),
+        };
+    }
+    new.len() >= 3 && cached.len() >= 2 && batches.len() >= 2
+}
+
+/// Non-negative least squares on the sides of `knee`; `None` where the constants cannot be told apart.
+fn solve(points: &[Point], knee: f64, server: Server) -> Option<CostModel> {
     let mut normal = [[0.0; CONSTANTS + 1]; CONSTANTS];
     for point in points.iter().filter(|point| point.seconds() > 0.0) {
         let weight = point.seconds().recip();
-        let factors = point.factors(cost, server).map(|factor| factor * weight);
+        let factors = point.factors(knee, server).map(|factor| factor * weight);
         for (row, a) in normal.iter_mut().zip(factors) {
             for (cell, b) in row.iter_mut().zip(factors) {
                 *cell += a * b;
@@ -152,7 +174,8 @@ fn solve(points: &[Point], cost: &CostModel, server: Server) -> Option<CostModel
             row[CONSTANTS] += a;
         }
     }
-    let mut free = [true; CONSTANTS];
+    // A constant that no point depends on is zero: weights, where every iteration is bound by its tokens.
+    let mut free = std::array::from_fn(|index| normal[index][index] > 0.0);
     loop {
         let solution = eliminate(&normal, &free)?;
         let least = (0..CONSTANTS).min_by(|a, b| solution[*a].total_cmp(&solution[*b]))?;
@@ -165,12 +188,12 @@ fn solve(points: &[Point], cost: &CostModel, server: Server) -> Option<CostModel
 
 /// Solves the normal equations for the free constants; the others are zero. Gauss with pivots on columns that are
 /// scaled to their diagonal, since the constants differ by seven orders of magnitude.
-fn eliminate(normal: &[[f64; CONSTANTS + 1]; CONSTANTS], free: &[bool]) -> Option<Factors> {
+fn eliminate(
+    normal: &[[f64; CONSTANTS + 1]; CONSTANTS],
+    free: &[bool; CONSTANTS],
+) -> Option<Factors> {
     let at: Vec<usize> = (0..CONSTANTS).filter(|index| free[*index]).collect();
     let scale = |index: usize| normal[index][index].sqrt();
-    if at.iter().any(|index| scale(*index) <= 0.0) {
-        return None;
-    }
     let row = |&i: &usize| {
         let mut row: Vec<f64> = at
             .iter()
@@ -233,7 +256,7 @@ const fn from_constants(constants: Factors) -> CostModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::engine::core::cost::{RTX5090_QWEN3_8B, Work};
+    use crate::harness::engine::core::cost::{CPU_TINY, H100_QWEN3_8B, RTX5090_QWEN3_8B, Work};
     use crate::harness::engine::core::output::mix;
 
     const SERVER: Server = Server {
@@ -339,6 +362,20 @@ mod tests {
                 .iter()
                 .all(|(_, constant)| *constant >= 0.0)
         );
+    }
+
+    #[test]
+    fn a_device_without_weights_to_speak_of_is_explained_by_its_tokens() {
+        let known = CostModel {
+            weights_s: 0.0,
+            ..CPU_TINY
+        };
+        let points = timed(&known, 0.0);
+        let found = fit(&points, SERVER).unwrap();
+        for point in &points {
+            let error = point.predicted_s(&found, SERVER) / point.seconds() - 1.0;
+            assert!(error.abs() < 1e-6, "{point:?}: {error}");
+        }
     }
 
     #[test]

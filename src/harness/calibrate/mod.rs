@@ -41,7 +41,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 8_192)]
     pub max_num_batched_tokens: u32,
     /// Measurements of each point; the median counts
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: u32,
     /// Seconds of the server per real second, for an embedded engine with `--speedup`
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]

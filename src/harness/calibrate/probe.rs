@@ -39,7 +39,7 @@ impl Default for Plan {
             contexts: vec![1_024, 4_096, 16_384],
             batches: vec![1, 2, 4, 8, 16, 32],
             output: 96,
-            rounds: 3,
+            rounds: 5,
         }
     }
 }
