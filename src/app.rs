@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    calibrate, engine, journal, quickstart, replay, report, simulator, traces, vectors,
+    calibrate, engine, journal, quickstart, reference, replay, report, simulator, traces, vectors,
 };
 use crate::proxy;
 
@@ -27,7 +27,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Engine(args) => run_engine(args).await,
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
-        Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::run(&args),
+        Command::Reference(args) => Ok(reference::scripts::run(&args)),
         Command::Journal(args) => journal::run(&args).map(status),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Calibrate(args) => calibrate::run(&args).await.map(|()| ExitCode::SUCCESS),

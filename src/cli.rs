@@ -12,6 +12,7 @@ use crate::harness::calibrate::CalibrateArgs;
 use crate::harness::engine::EngineArgs;
 use crate::harness::journal::JournalArgs;
 use crate::harness::quickstart::QuickstartArgs;
+use crate::harness::reference::scripts::ReferenceArgs;
 use crate::harness::replay::ReplayArgs;
 use crate::harness::report::ReportArgs;
 use crate::harness::simulator::SimulateArgs;
@@ -45,6 +46,11 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Compare finished runs: the active window, the whole run, and who won.
     Report(ReportArgs),
+    /// Print what the reference experiment's scripts printed of its run directories.
+    ///
+    /// Each command has the flags of its script and its exit status. The logs tell a wall clock's time without a
+    /// zone: set TZ to the zone in which the runs were made.
+    Reference(ReferenceArgs),
     /// Read a journal of decisions and run a policy on it again.
     Journal(JournalArgs),
     /// Compare policies on the engine model and a virtual clock: an hour of a GPU in a second.

@@ -81,6 +81,17 @@ pub struct ServeOptions {
     )]
     pub infer_programs: Option<bool>,
 
+    /// Send the ranking of `continuum` as `priority`, for a vLLM with `--scheduling-policy priority`: others ignore it or answer an error; a request's own stays [default: false]
+    #[arg(
+        long,
+        env = "KVGATE_FORWARD_PRIORITY",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Scheduling"
+    )]
+    pub forward_priority: Option<bool>,
+
     /// Release a program after this many seconds without a request [default: 3600]
     #[arg(
         long,
@@ -354,6 +365,7 @@ impl ServeOptions {
             config.identity = parse_all("identity", &self.identity)?;
         }
         config.infer_programs = self.infer_programs.unwrap_or(config.infer_programs);
+        config.forward_priority = self.forward_priority.unwrap_or(config.forward_priority);
         config.run_dir.clone_from(&self.run_dir);
         config.journal.clone_from(&self.journal);
         config.admin_token.clone_from(&self.admin_token);
@@ -473,6 +485,7 @@ impl From<&proxy::Config> for ServeOptions {
             policy: Some(config.policy.name().to_owned()),
             identity: config.identity.iter().map(ToString::to_string).collect(),
             infer_programs: Some(config.infer_programs),
+            forward_priority: Some(config.forward_priority),
             program_idle: seconds(config.program_idle),
             max_programs: Some(config.max_programs),
             run_dir: config.run_dir.clone(),

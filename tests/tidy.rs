@@ -37,17 +37,39 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
 ];
 
 /// Where neither clock, nor I/O, nor a task may appear: paths by their beginning.
-const PURE: [&str; 12] = [
-    "src/proxy/infer/",
+const PURE: [&str; 34] = [
     "src/harness/engine/core",
+    "src/harness/measure.rs",
+    "src/harness/page/",
+    "src/harness/reference/driver_log.rs",
+    "src/harness/reference/kv.rs",
+    "src/harness/reference/local_time.rs",
+    "src/harness/reference/outputs.rs",
+    "src/harness/reference/profile.rs",
+    "src/harness/reference/python.rs",
+    "src/harness/report/compare.rs",
+    "src/harness/report/complete.rs",
+    "src/harness/report/detail.rs",
+    "src/harness/report/export/rows.rs",
+    "src/harness/report/html.rs",
+    "src/harness/report/layout.rs",
+    "src/harness/report/load/naming.rs",
+    "src/harness/report/metric.rs",
+    "src/harness/report/text.rs",
+    "src/harness/report/view.rs",
+    "src/harness/report/zone.rs",
+    "src/harness/run/",
     "src/harness/simulate",
+    "src/harness/stats.rs",
+    "src/harness/window.rs",
     "src/policy/",
     "src/proxy/identity.rs",
+    "src/proxy/infer/",
     "src/proxy/intern.rs",
     "src/proxy/scan.rs",
-    "src/telemetry/prometheus_text.rs",
     "src/telemetry/merge.rs",
     "src/telemetry/observe/",
+    "src/telemetry/prometheus_text.rs",
     "src/telemetry/scrape.rs",
     "src/telemetry/sse.rs",
 ];
@@ -102,8 +124,8 @@ const FORBIDDEN: [(&str, &str); 12] = [
 ];
 
 /// The files that are ours to word: by ending or by name.
-const TEXT_ENDINGS: [&str; 10] = [
-    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".js", ".ci/run", "justfile", ".yml",
+const TEXT_ENDINGS: [&str; 11] = [
+    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".css", ".js", ".ci/run", "justfile", ".yml",
 ];
 
 /// One file of the tree.

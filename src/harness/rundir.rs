@@ -11,14 +11,11 @@
 //! | `kv_samples.jsonl` | gate | a wide sample |
 
 use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use crate::telemetry::{StepRecord, kv_csv};
 
 /// What was run, as `manifest.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -163,72 +160,19 @@ impl RunDir {
             .with_context(|| format!("{} is no run directory", self.path.display()))?;
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
-
-    /// Reads `programs.jsonl`.
-    ///
-    /// # Errors
-    /// When it is missing or malformed; the message names the line.
-    pub fn programs(&self) -> anyhow::Result<Vec<ProgramRecord>> {
-        self.read_lines("programs.jsonl")?
-            .with_context(|| format!("{} has no programs.jsonl", self.path.display()))
-    }
-
-    /// Reads the gate's `steps.jsonl`, or where no gate wrote one, the replay's `client_steps.jsonl`; with
-    /// which it was.
-    ///
-    /// # Errors
-    /// When both are missing or one is malformed; the message names the line.
-    pub fn steps(&self) -> anyhow::Result<(Vec<StepRecord>, StepSource)> {
-        if let Some(steps) = self.read_lines("steps.jsonl")? {
-            return Ok((steps, StepSource::Gate));
-        }
-        let steps = self
-            .read_lines("client_steps.jsonl")?
-            .with_context(|| format!("{} has no steps.jsonl", self.path.display()))?;
-        Ok((steps, StepSource::Client))
-    }
-
-    /// The text of `kv_cache_timeseries.csv`; `None` where no gate wrote one.
-    ///
-    /// # Errors
-    /// When it exists and cannot be read.
-    pub fn kv_csv(&self) -> anyhow::Result<Option<String>> {
-        self.read_if_there(kv_csv::FILE)
-    }
-
-    fn read_if_there(&self, name: &str) -> anyhow::Result<Option<String>> {
-        let path = self.path.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
-    }
-
-    fn read_lines<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<Vec<T>>> {
-        let Some(text) = self.read_if_there(name)? else {
-            return Ok(None);
-        };
-        let read = |(index, line): (usize, &str)| {
-            serde_json::from_str(line)
-                .with_context(|| format!("{} line {}", self.path.join(name).display(), index + 1))
-        };
-        text.lines()
-            .enumerate()
-            .map(read)
-            .collect::<Result<_, _>>()
-            .map(Some)
-    }
 }
 
 /// Who timed the steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepSource {
     /// The gate, per request.
+    #[default]
     Gate,
     /// The replaying client, per request.
     Client,
+    /// The reference system's agents, per transition between roles.
+    Agents,
 }
 
 /// A buffered file of JSON lines. Call [`Self::finish`] to see the last write's error.
@@ -262,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_reads_back_and_a_bad_line_is_named() {
+    fn what_was_written_reads_back() {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::create(temp.path().join("a/b")).unwrap();
         let record = ProgramRecord {
@@ -279,12 +223,12 @@ mod tests {
         lines.push(&record).unwrap();
         lines.push(&record).unwrap();
         lines.finish().unwrap();
-        assert_eq!(dir.programs().unwrap(), [record.clone(), record]);
-
-        fs::write(dir.path().join("steps.jsonl"), "{}\n").unwrap();
-        let error = format!("{:#}", dir.steps().unwrap_err());
-        assert!(error.contains("steps.jsonl line 1"), "{error}");
-        assert_eq!(dir.kv_csv().unwrap(), None);
+        let text = fs::read_to_string(dir.path().join("programs.jsonl")).unwrap();
+        let read: Vec<ProgramRecord> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(read, [record.clone(), record]);
     }
 
     #[test]

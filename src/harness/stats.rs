@@ -1,9 +1,18 @@
-//! Percentiles and means of small samples. Pure; every function says what it does with an empty sample.
+//! Percentiles, means and confidence intervals of small samples. Pure; every function says what it does with an empty sample.
 //!
 //! Percentiles interpolate linearly between the two nearest order statistics, at rank `q × (n − 1)`: the rule of
 //! the reference experiment's analysis scripts, so that figures compare.
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+
+/// Resamples of a bootstrap.
+const RESAMPLES: u32 = 4_000;
+/// Seed of the bootstrap: the same sample always has the same interval.
+const SEED: u64 = 1;
+/// Share of the medians that lie in the interval, fraction 0–1.
+const CONFIDENCE: f64 = 0.95;
 
 /// What is reported of a sample of durations or counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -14,8 +23,12 @@ pub struct Spread {
     pub mean: f64,
     /// Median, in the sample's unit.
     pub p50: f64,
+    /// 90th percentile, in the sample's unit.
+    pub p90: f64,
     /// 95th percentile, in the sample's unit.
     pub p95: f64,
+    /// 99th percentile, in the sample's unit.
+    pub p99: f64,
     /// Largest value, in the sample's unit.
     pub max: f64,
 }
@@ -28,7 +41,9 @@ impl Spread {
             n: values.len(),
             mean: mean(values)?,
             p50: percentile(values, 0.50)?,
+            p90: percentile(values, 0.90)?,
             p95: percentile(values, 0.95)?,
+            p99: percentile(values, 0.99)?,
             max: *values.last()?,
         })
     }
@@ -53,6 +68,38 @@ pub fn percentile(sorted: &[f64], q: f64) -> Option<f64> {
 #[expect(clippy::cast_precision_loss, reason = "sample sizes far below 2^52")]
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Both ends of the 95 % confidence interval of the median, by the percentile bootstrap; `None` below 2 values.
+///
+/// With two or three values it is their whole range: few repeats prove little, and the interval says so.
+pub fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
+    if values.len() < 2 {
+        return None;
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let mut medians = Vec::new();
+    let mut drawn = vec![0.0; values.len()];
+    for _ in 0..RESAMPLES {
+        for slot in &mut drawn {
+            *slot = values[random.random_range(0..values.len())];
+        }
+        drawn.sort_by(f64::total_cmp);
+        medians.extend(percentile(&drawn, 0.5));
+    }
+    medians.sort_by(f64::total_cmp);
+    let tail = (1.0 - CONFIDENCE) / 2.0;
+    Some((
+        percentile(&medians, tail)?,
+        percentile(&medians, 1.0 - tail)?,
+    ))
+}
+
+/// The median of values in any order; `None` for an empty sample.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    percentile(&sorted, 0.5)
 }
 
 #[cfg(test)]
@@ -82,5 +129,23 @@ mod tests {
         assert!((spread.p50 - 2.0).abs() < 1e-12);
         assert!((spread.mean - 2.0).abs() < 1e-12);
         assert!((spread.max - 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn two_repeats_have_their_range_as_interval_and_many_a_narrower_one() {
+        assert_eq!(median_interval(&[1.0]), None);
+        assert_eq!(median_interval(&[3.0, 1.0]), Some((1.0, 3.0)));
+        let many: Vec<f64> = (0..101).map(f64::from).collect();
+        let (low, high) = median_interval(&many).unwrap();
+        assert!(
+            low > 25.0 && low < 50.0 && high > 50.0 && high < 75.0,
+            "{low} {high}"
+        );
+        assert_eq!(
+            median_interval(&many),
+            Some((low, high)),
+            "the same every time"
+        );
+        assert!((median(&[3.0, 1.0, 2.0]).unwrap() - 2.0).abs() < 1e-12);
     }
 }

@@ -7,8 +7,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::telemetry::kv_csv;
-
 /// Default threshold of KV usage, in percent.
 pub const THRESHOLD_PERCENT: f64 = 70.0;
 
@@ -57,18 +55,21 @@ impl Window {
     ///
     /// # Errors
     /// [`NoWindow`], which says why there is none.
-    pub fn active(samples: &[KvSample], threshold_percent: f64) -> Result<Self, NoWindow> {
-        if samples.is_empty() {
+    pub fn active<'a>(
+        samples: impl IntoIterator<Item = &'a KvSample, IntoIter: Clone>,
+        threshold_percent: f64,
+    ) -> Result<Self, NoWindow> {
+        let samples = samples.into_iter();
+        if samples.clone().next().is_none() {
             return Err(NoWindow::NoSamples);
         }
         let above = || {
-            let hot = samples
-                .iter()
-                .filter(|s| s.usage_percent > threshold_percent);
+            let hot = samples.clone();
+            let hot = hot.filter(|s| s.usage_percent > threshold_percent);
             hot.map(|s| s.ts_s)
         };
         let (Some(start_s), Some(end_s)) = (above().min(), above().max()) else {
-            let usages = samples.iter().map(|s| s.usage_percent);
+            let usages = samples.map(|s| s.usage_percent);
             return Err(NoWindow::NeverAbove {
                 threshold_percent,
                 highest_percent: usages.fold(0.0, f64::max),
@@ -85,6 +86,11 @@ impl Window {
         (self.start_s..=self.end_s).contains(&whole_seconds(at_s))
     }
 
+    /// Whether something at `at_s` (Unix seconds) came later.
+    pub fn is_after(&self, at_s: f64) -> bool {
+        whole_seconds(at_s) > self.end_s
+    }
+
     /// Its length in seconds.
     #[expect(clippy::cast_precision_loss, reason = "differences of Unix seconds")]
     pub const fn seconds(&self) -> f64 {
@@ -98,24 +104,9 @@ const fn whole_seconds(at_s: f64) -> i64 {
     at_s.floor() as i64
 }
 
-/// The KV usage samples of a `kv_cache_timeseries.csv`.
-///
-/// As the reference scripts do, takes every metric whose name holds `kv_cache_usage_perc`, of all ports, and
-/// skips rows that do not parse. A fraction of a second in `ts_unix` is cut off.
-pub fn parse_kv_csv(text: &str) -> Vec<KvSample> {
-    let usage = kv_csv::rows(text).filter(|row| row.metric.contains("kv_cache_usage_perc"));
-    let sample = |row: kv_csv::Row<'_>| KvSample {
-        ts_s: whole_seconds(row.ts_unix),
-        usage_percent: row.value * 100.0,
-    };
-    usage.map(sample).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const BL128: &str = include_str!("../../tests/fixtures/kv_bl128.csv");
 
     fn samples(points: &[(i64, f64)]) -> Vec<KvSample> {
         let sample = |&(ts_s, usage_percent)| KvSample {
@@ -123,17 +114,6 @@ mod tests {
             usage_percent,
         };
         points.iter().map(sample).collect()
-    }
-
-    #[test]
-    fn the_reference_run_has_the_window_its_scripts_print() {
-        let window = Window::active(&parse_kv_csv(BL128), THRESHOLD_PERCENT).unwrap();
-        // 2026-01-05 08:01:10 and 08:10:10 UTC, 9.0 min.
-        assert_eq!(
-            (window.start_s, window.end_s),
-            (1_767_600_070, 1_767_600_610)
-        );
-        assert!((window.seconds() / 60.0 - 9.0).abs() < 1e-9);
     }
 
     #[test]
@@ -172,18 +152,5 @@ mod tests {
             "never above 70 % (highest 41 %)"
         );
         assert_eq!(why(&[(0, 80.0), (5, 1.0)]), "one moment above 70 %");
-    }
-
-    #[test]
-    fn rows_of_other_metrics_and_broken_rows_are_skipped() {
-        let text = "ts_iso,ts_unix,port,metric,value\n\
-            x,10,1,vllm:gpu_cache_usage_perc,0.9\n\
-            x,11,1,vllm:kv_cache_usage_perc{engine=\"0\";m=\"a\"},0.5\n\
-            x,12,1,vllm:kv_cache_usage_perc,NaN\n\
-            x,late,1,vllm:kv_cache_usage_perc,0.5\n\
-            x,13,1";
-        let read = parse_kv_csv(text);
-        assert_eq!(read.iter().map(|s| s.ts_s).collect::<Vec<_>>(), [11, 12]);
-        assert!((read[0].usage_percent - 50.0).abs() < 1e-9 && read[1].usage_percent.is_nan());
     }
 }

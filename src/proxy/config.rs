@@ -10,6 +10,10 @@ use crate::policy;
 
 /// The checked configuration of a gate. Durations are machine time unless said otherwise.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
 pub struct Config {
     /// Where clients connect; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -21,6 +25,8 @@ pub struct Config {
     pub identity: Vec<Source>,
     /// Tell programs by their message history where a chat request names none.
     pub infer_programs: bool,
+    /// Send a policy's ranking on as the request's priority.
+    pub forward_priority: bool,
     /// Where records go; `None` records nothing.
     pub run_dir: Option<PathBuf>,
     /// Where every event and decision goes; `None` keeps no journal.
@@ -71,6 +77,7 @@ impl Default for Config {
             policy: policy::Config::Baseline(policy::baseline::Config::default()),
             identity: Source::defaults(),
             infer_programs: false,
+            forward_priority: false,
             run_dir: None,
             journal: None,
             admin_token: None,

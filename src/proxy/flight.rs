@@ -14,7 +14,7 @@ use super::gate::is_held;
 use super::infer::{Conversation, ReplyDigest, Ticket};
 use super::request::RequestView;
 use super::state::Proxy;
-use super::verdict::{Answer, Arriving, Ending, Refusal, Verdict};
+use super::verdict::{Admission, Answer, Arriving, Ending, Refusal, Verdict};
 use crate::policy::{BackendId, HoldReason, Outcome, RequestId};
 use crate::telemetry::metrics::ClientGone;
 use crate::telemetry::observe::ResponseFacts;
@@ -87,7 +87,7 @@ impl Flight {
     ///
     /// # Errors
     /// The refusal, as the client will read it.
-    pub async fn admission(&mut self, answer: Answer) -> Result<BackendId, ProxyError> {
+    pub async fn admission(&mut self, answer: Answer) -> Result<Admission, ProxyError> {
         let held = is_held(&answer);
         let verdict = match answer {
             Answer::Now(verdict) => verdict,
@@ -95,7 +95,7 @@ impl Flight {
             Answer::Held(_, verdict) => verdict.await.unwrap_or(Verdict::Refuse(Refusal::Draining)),
         };
         match verdict {
-            Verdict::Admit(backend) => {
+            Verdict::Admit(admission) => {
                 // A request that was not held is admitted the moment it arrives.
                 let now = if held {
                     self.proxy.gate.clock().now()
@@ -103,9 +103,9 @@ impl Flight {
                     self.timer.arrived_at()
                 };
                 self.timer.admitted(now);
-                self.backend = Some(backend);
-                self.proxy.metrics.sent(backend);
-                Ok(backend)
+                self.backend = Some(admission.backend);
+                self.proxy.metrics.sent(admission.backend);
+                Ok(admission)
             }
             Verdict::Refuse(refusal) => Err(ProxyError::refused(refusal, || self.proxy.causes())),
         }

@@ -20,6 +20,7 @@ use super::outgoing::{Outgoing, strip_hop_by_hop};
 use super::request::{Api, RequestView};
 use super::router::GateBody;
 use super::state::Proxy;
+use super::verdict::Admission;
 use crate::policy::BackendId;
 use crate::telemetry::observe::ResponseFacts;
 
@@ -47,13 +48,14 @@ async fn generate(
     path: &'static str,
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, ProxyError> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let body = read(body, &proxy.config).await?;
     let view = RequestView::parse(api, &parts.headers, &body, &proxy.config.identity)?;
     if view.model.is_none() && proxy.config.require_model {
         return Err(ProxyError::MissingModel);
     }
     let splice = view.splice.clone().filter(|_| proxy.config.ask_for_usage);
+    let place = view.priority.filter(|_| proxy.config.forward_priority);
     let conversation = conversation(&proxy, path, &view, &body);
     let (mut flight, answer) = Flight::begin(
         Arc::clone(&proxy),
@@ -64,9 +66,14 @@ async fn generate(
     );
     drop(conversation);
     let served = async {
-        let id = flight.admission(answer).await?;
-        let backend = proxy.backend(id);
-        let outgoing = Outgoing::new(parts, &body, splice.as_ref(), backend.host_header());
+        let Admission {
+            backend: id,
+            priority,
+        } = flight.admission(answer).await?;
+        let ranked = place.zip(priority);
+        let rank = ranked.and_then(|(place, priority)| place.put(priority, &mut parts.headers));
+        let splices = [rank.as_ref(), splice.as_ref()];
+        let outgoing = Outgoing::new(parts, &body, splices, proxy.backend(id).host_header());
         drop(body);
         exchange(&proxy, id, outgoing)
             .await
@@ -116,7 +123,7 @@ async fn pass(
     }
     let id = choose(&proxy, &mut parts)?;
     let body = read(body, &proxy.config).await?;
-    let outgoing = Outgoing::new(parts, &body, None, proxy.backend(id).host_header());
+    let outgoing = Outgoing::new(parts, &body, [None, None], proxy.backend(id).host_header());
     let exchange = exchange(&proxy, id, outgoing).await?;
     Ok(relay(proxy, id, exchange, None))
 }

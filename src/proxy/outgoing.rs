@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{Method, Request, Uri};
 use http_body::{Body, Frame, SizeHint};
 
-use super::request::UsageSplice;
+use super::request::{Splice, spliced};
 
 /// Headers that speak about one connection and must not pass to the next (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -49,11 +49,11 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// The client's request for the backend at `authority`: same method, path, query, headers and bytes, but for
-    /// the connection's own headers, `Host`, and the splice that asks for usage.
+    /// the connection's own headers, `Host`, and the splices.
     pub fn new(
         parts: Parts,
         body: &Bytes,
-        splice: Option<&UsageSplice>,
+        splices: [Option<&Splice>; 2],
         authority: &HeaderValue,
     ) -> Self {
         let mut headers = parts.headers;
@@ -61,10 +61,7 @@ impl Outgoing {
         headers.remove(header::EXPECT);
         headers.insert(header::HOST, authority.clone());
         let had_body = headers.contains_key(header::CONTENT_LENGTH) || !body.is_empty();
-        let body = RequestBody(match splice {
-            Some(splice) => splice.apply(body),
-            None => [body.clone(), Bytes::new(), Bytes::new()],
-        });
+        let body = RequestBody(spliced(body, splices));
         if had_body {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.remaining()));
         }
@@ -101,9 +98,9 @@ impl Outgoing {
     }
 }
 
-/// A body of up to three slices: the client's bytes, with a splice between them.
+/// A body of up to five slices: the client's bytes, with splices between them.
 #[derive(Clone, Debug, Default)]
-pub struct RequestBody([Bytes; 3]);
+pub struct RequestBody([Bytes; 5]);
 
 impl RequestBody {
     fn remaining(&self) -> u64 {
@@ -158,9 +155,9 @@ mod tests {
     #[test]
     fn the_length_follows_the_splice_and_the_query_stays() {
         let body = Bytes::from_static(br#"{"stream":true}"#);
-        let splice = UsageSplice {
+        let splice = Splice {
             range: 1..1,
-            insert: b"\"a\":1,",
+            insert: Bytes::from_static(b"\"a\":1,"),
         };
         let parts = Request::post("/v1/completions?x=%20y")
             .header("content-length", 15)
@@ -171,7 +168,7 @@ mod tests {
         let outgoing = Outgoing::new(
             parts,
             &body,
-            Some(&splice),
+            [Some(&splice), None],
             &HeaderValue::from_static("b:1"),
         );
         let request = outgoing.into_request();

@@ -1,25 +1,31 @@
-//! A borrowed view of an OpenAI-style request: the few fields the gate needs, and where usage must be asked for.
+//! A borrowed view of an OpenAI-style request: the few fields the gate needs, and where it writes some of its own.
 //!
-//! The body's bytes are never re-serialised. When the gate has to ask for usage in a stream whose client did not,
-//! [`UsageSplice`] names one range of the body and the bytes that go there; everything else is sent as it came.
+//! The body's bytes are never re-serialised. When the gate has to ask for usage in a stream whose client did not, or
+//! forwards a policy's priority, a [`Splice`] names one range of the body and the bytes that go there; everything
+//! else is sent as it came.
 
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::identity::{MAX_NAME_BYTES, Source};
 use super::scan::{self, Member, Members, ScanError};
 
-/// Which API a generation request speaks: they differ in where usage is reported.
+/// Which API a generation request speaks: they differ in where usage is reported and priority is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/chat/completions` and `/v1/completions`: a stream reports usage only when asked.
     Completions,
-    /// `/v1/responses` and `/v1/messages`: usage is part of every stream.
+    /// `/v1/responses`: usage is part of every stream.
+    Responses,
+    /// `/v1/messages`: as `/v1/responses`, and vLLM reads a priority from [`PRIORITY_HEADER`] only.
     Messages,
 }
+
+/// The header that vLLM reads a request's priority from; it outranks the body.
+pub const PRIORITY_HEADER: HeaderName = HeaderName::from_static("x-vllm-priority");
 
 impl Api {
     /// The API of a path that generates tokens, and that path for records; `None` for every other path.
@@ -27,7 +33,7 @@ impl Api {
         const PATHS: [(Api, &str); 4] = [
             (Api::Completions, "/v1/chat/completions"),
             (Api::Completions, "/v1/completions"),
-            (Api::Messages, "/v1/responses"),
+            (Api::Responses, "/v1/responses"),
             (Api::Messages, "/v1/messages"),
         ];
         PATHS.into_iter().find(|(_, known)| *known == path)
@@ -50,7 +56,37 @@ pub struct RequestView {
     /// Where the value of `messages` stands in the body.
     pub messages: Option<Range<usize>>,
     /// How to ask for usage; `None` where the client asked, or no stream was asked for.
-    pub splice: Option<UsageSplice>,
+    pub splice: Option<Splice>,
+    /// Where a priority goes; `None` where the client set its own.
+    pub priority: Option<PriorityPlace>,
+}
+
+/// Where vLLM reads a request's priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PriorityPlace {
+    /// The [`PRIORITY_HEADER`].
+    Header,
+    /// A first member of the body, which has others behind it.
+    Body {
+        /// Byte offset just behind the opening brace.
+        at: usize,
+    },
+}
+
+impl PriorityPlace {
+    /// Puts `priority` there: into `headers`, or as the splice that has to be made in the body.
+    pub fn put(self, priority: i64, headers: &mut HeaderMap) -> Option<Splice> {
+        match self {
+            Self::Header => {
+                headers.insert(PRIORITY_HEADER, HeaderValue::from(priority));
+                None
+            }
+            Self::Body { at } => Some(Splice {
+                range: at..at,
+                insert: Bytes::from(format!("\"priority\":{priority},")),
+            }),
+        }
+    }
 }
 
 /// Tools and system message of a request: their hash and size.
@@ -62,24 +98,35 @@ pub struct SharedBytes {
     pub bytes: u64,
 }
 
-/// Replace `range` of the body by `insert` to ask for usage.
+/// Replace `range` of the body by `insert`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UsageSplice {
+pub struct Splice {
     /// Byte range of the body that is replaced; often empty.
     pub range: Range<usize>,
     /// What goes there.
-    pub insert: &'static [u8],
+    pub insert: Bytes,
 }
 
-impl UsageSplice {
-    /// The body with the splice made: at most three slices, no copy.
-    pub fn apply(&self, body: &Bytes) -> [Bytes; 3] {
-        [
-            body.slice(..self.range.start),
-            Bytes::from_static(self.insert),
-            body.slice(self.range.end..),
-        ]
+impl Splice {
+    fn fixed(range: Range<usize>, insert: &'static str) -> Self {
+        Self {
+            range,
+            insert: Bytes::from_static(insert.as_bytes()),
+        }
     }
+}
+
+/// The body with both splices made, of which the first does not begin behind the second: no byte is copied.
+pub fn spliced(body: &Bytes, edits: [Option<&Splice>; 2]) -> [Bytes; 5] {
+    let mut slices = [const { Bytes::new() }; 5];
+    let mut at = 0;
+    for (pair, edit) in slices.chunks_exact_mut(2).zip(edits.iter().flatten()) {
+        pair[0] = body.slice(at..edit.range.start);
+        pair[1] = edit.insert.clone();
+        at = edit.range.end;
+    }
+    slices[4] = body.slice(at..);
+    slices
 }
 
 /// Why a request cannot be read.
@@ -105,15 +152,21 @@ struct TopLevel<'a> {
     extra_body: Option<Range<usize>>,
     nvext: Option<Range<usize>>,
     is_last_step: Option<Range<usize>>,
+    priority: Option<Range<usize>>,
+    empty: bool,
     /// Members that an identity source starts from. Few, and none in most bodies.
     identity: Vec<Member<'a>>,
 }
 
 impl<'a> TopLevel<'a> {
     fn scan(body: &'a [u8], sources: &[Source]) -> Result<Self, ScanError> {
-        let mut top = Self::default();
+        let mut top = Self {
+            empty: true,
+            ..Self::default()
+        };
         for member in Members::new(body) {
             let member = member?;
+            top.empty = false;
             if sources.iter().any(|source| {
                 source
                     .body_key()
@@ -131,6 +184,7 @@ impl<'a> TopLevel<'a> {
                 b"extra_body" => &mut top.extra_body,
                 b"nvext" => &mut top.nvext,
                 b"is_last_step" => &mut top.is_last_step,
+                b"priority" => &mut top.priority,
                 _ => continue,
             };
             // A repeated key: the last one counts, as it does for the backend.
@@ -169,6 +223,7 @@ impl RequestView {
                 value(&top.nvext),
             ),
             shared: shared(value(&top.tools), value(&top.system), value(&top.messages)),
+            priority: priority_place(api, headers, body, &top),
             messages: top.messages,
             splice: if asks {
                 usage_splice(body, top.stream_options)
@@ -241,24 +296,40 @@ fn shared(
     })
 }
 
+/// Where a priority goes. A first member: should the client have spelled its own key in a way that the scan does not
+/// know, that one comes later, and counts.
+fn priority_place(
+    api: Api,
+    headers: &HeaderMap,
+    body: &[u8],
+    top: &TopLevel<'_>,
+) -> Option<PriorityPlace> {
+    let own = top.priority.is_some() || headers.contains_key(PRIORITY_HEADER);
+    // A body without members is an error that the backend has to see as it is.
+    if own || top.empty {
+        return None;
+    }
+    Some(match api {
+        Api::Messages => PriorityPlace::Header,
+        Api::Completions | Api::Responses => PriorityPlace::Body {
+            at: Members::body_start(body),
+        },
+    })
+}
+
 /// Where to write `include_usage` into a stream request; `None` if the client asks for usage itself.
-fn usage_splice(body: &[u8], options: Option<Range<usize>>) -> Option<UsageSplice> {
+fn usage_splice(body: &[u8], options: Option<Range<usize>>) -> Option<Splice> {
     let Some(options) = options else {
         let at = Members::body_start(body);
-        return Some(UsageSplice {
-            range: at..at,
-            insert: br#""stream_options":{"include_usage":true},"#,
-        });
+        let insert = r#""stream_options":{"include_usage":true},"#;
+        return Some(Splice::fixed(at..at, insert));
     };
     let text = &body[options.clone()];
     // Usage on every chunk follows from `include_usage`: a client that did not ask for that gets neither.
     let continuous = scan::find(text, b"continuous_usage_stats") == Some(b"true");
     let asked = scan::find(text, b"include_usage") == Some(b"true");
     if text.first() != Some(&b'{') || (continuous && !asked) {
-        return Some(UsageSplice {
-            range: options,
-            insert: br#"{"include_usage":true}"#,
-        });
+        return Some(Splice::fixed(options, r#"{"include_usage":true}"#));
     }
     let mut empty = true;
     for member in Members::new(text).map_while(Result::ok) {
@@ -266,22 +337,16 @@ fn usage_splice(body: &[u8], options: Option<Range<usize>>) -> Option<UsageSplic
         if member.key == b"include_usage" {
             let value = &text[member.value.clone()];
             let range = options.start + member.value.start..options.start + member.value.end;
-            return (value != b"true").then_some(UsageSplice {
-                range,
-                insert: b"true",
-            });
+            return (value != b"true").then(|| Splice::fixed(range, "true"));
         }
     }
     let at = options.start + 1;
-    let insert: &[u8] = if empty {
-        br#""include_usage":true"#
+    let insert = if empty {
+        r#""include_usage":true"#
     } else {
-        br#""include_usage":true,"#
+        r#""include_usage":true,"#
     };
-    Some(UsageSplice {
-        range: at..at,
-        insert,
-    })
+    Some(Splice::fixed(at..at, insert))
 }
 
 #[cfg(test)]
@@ -298,12 +363,11 @@ mod tests {
         .unwrap()
     }
 
-    fn spliced(body: &str) -> serde_json::Value {
+    /// The body as it is sent when usage is asked for.
+    fn asking(body: &str) -> serde_json::Value {
         let bytes = Bytes::copy_from_slice(body.as_bytes());
-        match view(body).splice {
-            Some(splice) => serde_json::from_slice(&splice.apply(&bytes).concat()).unwrap(),
-            None => serde_json::from_slice(&bytes).unwrap(),
-        }
+        let sent = spliced(&bytes, [None, view(body).splice.as_ref()]);
+        serde_json::from_slice(&sent.concat()).unwrap()
     }
 
     #[test]
@@ -344,7 +408,7 @@ mod tests {
             r#"{"stream":true,"stream_options":{"continuous_usage_stats":false}}"#,
         ] {
             let before: serde_json::Value = serde_json::from_str(body).unwrap();
-            let mut after = spliced(body);
+            let mut after = asking(body);
             assert_eq!(after["stream_options"]["include_usage"], true, "{body}");
             // Nothing else changes.
             after["stream_options"] = before["stream_options"].clone();
@@ -363,7 +427,7 @@ mod tests {
     fn usage_on_every_chunk_is_not_switched_on_for_a_client_that_did_not_ask_for_usage() {
         let body = r#"{"stream":true,"stream_options":{"continuous_usage_stats":true}}"#;
         assert_eq!(
-            spliced(body)["stream_options"],
+            asking(body)["stream_options"],
             serde_json::json!({"include_usage": true})
         );
         let asked = r#"{"stream":true,"stream_options":{"continuous_usage_stats":true,"include_usage":true}}"#;
@@ -376,6 +440,51 @@ mod tests {
         assert!(view(r#"{"extra_body":{"is_last_step":true}}"#).last_step);
         assert!(view(r#"{"nvext":{"agent_context":{"trajectory_final":true}}}"#).last_step);
         assert!(!view(r#"{"is_last_step":null}"#).last_step);
+    }
+
+    #[test]
+    fn a_priority_and_the_usage_are_spliced_into_one_body() {
+        for (body, sent) in [
+            (
+                r#"{"stream":true}"#,
+                r#"{"priority":-7,"stream_options":{"include_usage":true},"stream":true}"#,
+            ),
+            (
+                r#" { "stream":true,"stream_options":{"include_usage":false}}"#,
+                r#" {"priority":-7, "stream":true,"stream_options":{"include_usage":true}}"#,
+            ),
+            (r#"{"a": 1.0}"#, r#"{"priority":-7,"a": 1.0}"#),
+        ] {
+            let view = view(body);
+            let mut headers = HeaderMap::new();
+            let priority = view.priority.unwrap().put(-7, &mut headers);
+            let bytes = Bytes::copy_from_slice(body.as_bytes());
+            let slices = spliced(&bytes, [priority.as_ref(), view.splice.as_ref()]);
+            assert_eq!(slices.concat(), sent.as_bytes());
+            assert!(headers.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_priority_goes_where_the_api_reads_it_unless_the_client_set_its_own() {
+        let place = |api, headers: &HeaderMap, body: &str| {
+            RequestView::parse(api, headers, body.as_bytes(), &Source::defaults())
+                .unwrap()
+                .priority
+        };
+        let mut headers = HeaderMap::new();
+        let body = Some(PriorityPlace::Body { at: 1 });
+        assert_eq!(place(Api::Completions, &headers, r#"{"a":1}"#), body);
+        assert_eq!(place(Api::Responses, &headers, r#"{"a":1}"#), body);
+        let header = place(Api::Messages, &headers, r#"{"a":1}"#).unwrap();
+        assert_eq!(header.put(5, &mut headers), None);
+        assert_eq!(headers[PRIORITY_HEADER], "5");
+        for api in [Api::Completions, Api::Responses, Api::Messages] {
+            let none = HeaderMap::new();
+            assert_eq!(place(api, &headers, r#"{"a":1}"#), None);
+            assert_eq!(place(api, &none, r#"{"a":1,"priority":0}"#), None);
+            assert_eq!(place(api, &none, "{}"), None);
+        }
     }
 
     #[test]

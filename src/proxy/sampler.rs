@@ -24,7 +24,10 @@ pub fn sample(proxy: &Proxy) {
     let at_s = proxy.gate.clock().unix(now);
     let held = u32::try_from(held).unwrap_or(u32::MAX);
     for backend in &proxy.backends {
-        proxy.recorder.kv(row(backend, &snapshot, held, at_s));
+        proxy.recorder.kv(KvRow {
+            records_dropped: proxy.recorder.dropped(),
+            ..row(backend, &snapshot, held, at_s)
+        });
     }
 }
 
@@ -43,5 +46,6 @@ fn row(backend: &Backend, snapshot: &PolicySnapshot, held: u32, at_s: f64) -> Kv
         held,
         policy: snapshot.policy,
         values: snapshot.values.clone(),
+        records_dropped: 0,
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::intern::ToolNames;
 use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
-use super::verdict::{Answer, Arrived, Arriving, Ending, OpenStep, Refusal, Verdict};
+use super::verdict::{Admission, Answer, Arrived, Arriving, Ending, OpenStep, Refusal, Verdict};
 use crate::policy::estimate::PromptEstimator;
 use crate::policy::{
     Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
@@ -30,7 +30,7 @@ enum State {
         reason: HoldReason,
         waiter: Option<oneshot::Sender<Verdict>>,
     },
-    Admitted(BackendId),
+    Admitted(Admission),
     /// Refused; waits only for its task to let go of the id.
     Refused(Refusal),
 }
@@ -267,8 +267,8 @@ impl Sequencer {
         let Arrival {
             program, last_step, ..
         } = slot.arrival;
-        if let State::Admitted(backend) = state {
-            self.in_flight[backend.index()] -= 1;
+        if let State::Admitted(admission) = state {
+            self.in_flight[admission.backend.index()] -= 1;
         }
         if let (Some(usage), Outcome::Stop | Outcome::Length | Outcome::ToolCalls) =
             (ending.usage, ending.outcome)
@@ -472,7 +472,7 @@ impl Sequencer {
     /// The decision on a request that has just arrived.
     fn answer(&mut self, request: RequestId) -> Answer {
         match &mut self.requests[request.index()].state {
-            State::Admitted(backend) => Answer::Now(Verdict::Admit(*backend)),
+            State::Admitted(admission) => Answer::Now(Verdict::Admit(*admission)),
             State::Held { reason, waiter } => {
                 let (sender, verdict) = oneshot::channel();
                 *waiter = Some(sender);
@@ -505,20 +505,23 @@ impl Sequencer {
     fn apply(&mut self, decision: Decision) {
         let index = decision.request().index();
         match decision {
-            Decision::Admit { backend, .. } => self.admit(index, backend),
+            Decision::Admit {
+                backend, priority, ..
+            } => self.admit(index, Admission { backend, priority }),
             Decision::Hold { reason, .. } => self.hold(index, reason),
             Decision::Reject { reason, .. } => self.refuse(index, Refusal::Policy(reason)),
         }
     }
 
-    fn admit(&mut self, index: usize, backend: BackendId) {
+    fn admit(&mut self, index: usize, admission: Admission) {
+        let backend = admission.backend;
         let slot = &mut self.requests[index];
         if let Some(id) = slot.arrival.program {
             self.programs.admit(id, backend);
         }
         self.in_flight[backend.index()] += 1;
-        let state = std::mem::replace(&mut slot.state, State::Admitted(backend));
-        self.notify(state, Verdict::Admit(backend));
+        let state = std::mem::replace(&mut slot.state, State::Admitted(admission));
+        self.notify(state, Verdict::Admit(admission));
     }
 
     fn refuse(&mut self, index: usize, refusal: Refusal) {
@@ -584,7 +587,7 @@ mod tests {
                 }
                 Event::Tick => {
                     for request in self.held.drain(..) {
-                        out.admit(request, BackendId(0));
+                        out.admit_ranked(request, BackendId(0), Some(RANK));
                     }
                     "tick"
                 }
@@ -620,6 +623,7 @@ mod tests {
         }
     }
 
+    const RANK: i64 = 7;
     const MS: fn(u64) -> Time = Time::from_millis;
     const SERVED: Ending<'_> = Ending {
         outcome: Outcome::Stop,
@@ -648,6 +652,13 @@ mod tests {
         }
     }
 
+    fn admitted(priority: Option<i64>) -> Verdict {
+        Verdict::Admit(Admission {
+            backend: BackendId(0),
+            priority,
+        })
+    }
+
     fn verdict(arrived: Arrived) -> oneshot::Receiver<Verdict> {
         match arrived.answer {
             Answer::Held(_, verdict) => verdict,
@@ -656,7 +667,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_request_hears_of_its_admission() {
+    fn a_held_request_hears_of_its_admission_and_its_rank() {
         let (mut sequencer, told) = sequencer(10);
         let arrived = sequencer.arrive(MS(0), &step(Some("a")));
         let request = arrived.request;
@@ -664,7 +675,7 @@ mod tests {
         assert!(waiting.try_recv().is_err());
         assert_eq!((sequencer.held(), sequencer.open()), (1, 1));
         sequencer.tick(MS(100));
-        assert_eq!(waiting.try_recv(), Ok(Verdict::Admit(BackendId(0))));
+        assert_eq!(waiting.try_recv(), Ok(admitted(Some(RANK))));
         assert_eq!((sequencer.held(), sequencer.in_flight()[0]), (0, 1));
         sequencer.finish(MS(200), request, &SERVED);
         assert_eq!((sequencer.open(), sequencer.in_flight()[0]), (0, 0));
@@ -777,7 +788,7 @@ mod tests {
         sequencer.switch(MS(103), config.build());
         assert_eq!((sequencer.held(), sequencer.in_flight()[0]), (0, 3));
         for (request, mut verdict) in [first, second] {
-            assert_eq!(verdict.try_recv(), Ok(Verdict::Admit(BackendId(0))));
+            assert_eq!(verdict.try_recv(), Ok(admitted(None)));
             sequencer.finish(MS(200), request, &SERVED);
         }
         // Checked, which wraps policies in debug builds, would not take the end of a request it never saw.
@@ -795,7 +806,7 @@ mod tests {
         assert_eq!(one.held(), 1);
         assert!(waiting.try_recv().is_err());
         one.tick(MS(100));
-        assert_eq!(waiting.try_recv(), Ok(Verdict::Admit(BackendId(0))));
+        assert_eq!(waiting.try_recv(), Ok(admitted(Some(RANK))));
     }
 
     #[test]

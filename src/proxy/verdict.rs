@@ -10,10 +10,19 @@ use crate::policy::{BackendId, HoldReason, Outcome, RejectReason, RequestId, Tim
 /// What the policy decided, for the task that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send the request to this backend.
-    Admit(BackendId),
+    /// Send the request.
+    Admit(Admission),
     /// Answer with an error.
     Refuse(Refusal),
+}
+
+/// Where an admitted request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// The backend.
+    pub backend: BackendId,
+    /// Its place in the backend's own queue, lower first; `None` where the policy ranks nothing.
+    pub priority: Option<i64>,
 }
 
 /// Why a request is not served.

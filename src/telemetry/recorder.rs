@@ -53,6 +53,8 @@ pub struct KvRow {
     pub policy: &'static str,
     /// Further numbers of the policy, by name.
     pub values: Vec<(&'static str, f64)>,
+    /// Records lost so far, so that a reader of the files knows: [`Recorder::dropped`].
+    pub records_dropped: u64,
 }
 
 /// Appends records to the files of one run directory. Clones share the writer.
@@ -252,6 +254,7 @@ struct WideSample<'a> {
     held: u32,
     policy: &'a str,
     values: serde_json::Map<String, serde_json::Value>,
+    records_dropped: u64,
 }
 
 impl<'a> WideSample<'a> {
@@ -274,6 +277,7 @@ impl<'a> WideSample<'a> {
             values: values
                 .map(|&(name, value)| (name.to_owned(), value.into()))
                 .collect(),
+            records_dropped: row.records_dropped,
         }
     }
 }
@@ -298,6 +302,7 @@ mod tests {
             held: 4,
             policy: "baseline",
             values: vec![("alpha", 0.5), ("beta", f64::NAN)],
+            records_dropped: 7,
         }
     }
 
@@ -386,7 +391,7 @@ mod tests {
         let good = serde_json::json!({
             "ts": 1_795_489_069.75, "backend": "http://127.0.0.1:8000", "kv_usage": 1e-5, "running": 2, "waiting": 0,
             "preemptions": 0, "prefix_hits": 0, "prefix_queries": 0, "held": 4, "policy": "baseline",
-            "values": {"alpha": 0.5, "beta": null},
+            "values": {"alpha": 0.5, "beta": null}, "records_dropped": 7,
         });
         assert_eq!(lines[0], good);
         assert_eq!(lines[1]["kv_usage"], serde_json::Value::Null);

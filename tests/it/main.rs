@@ -20,5 +20,6 @@ mod identity;
 mod infer;
 mod metrics;
 mod passthrough;
+mod priority;
 mod streaming;
 mod support;

@@ -1,9 +1,10 @@
 """A gate in front of a real vLLM against that vLLM itself. Standard library only.
 
-    gate_vs_vllm.py VLLM_URL GATE_URL HOLDING_GATE_URL RUN_DIR
+    gate_vs_vllm.py VLLM_URL GATE_URL HOLDING_GATE_URL RANKING_GATE_URL RUN_DIR
 
 GATE_URL runs the baseline policy and records into RUN_DIR; HOLDING_GATE_URL holds a second program while a first
-one runs. Both stand in front of VLLM_URL. Prints one line per check and `N passed, M failed`.
+one runs; RANKING_GATE_URL holds nothing and forwards continuum's ranking. All stand in front of VLLM_URL, which
+schedules by priority. Prints one line per check and `N passed, M failed`.
 """
 
 import contextlib
@@ -132,8 +133,8 @@ def long_chat(prompt="go on", words=0, tokens=3000, **more):
 class Checks:
     """Every `check_...` method is one check; what it returns is a note for the report."""
 
-    def __init__(self, vllm, gate, holding, run_dir):
-        self.vllm, self.gate, self.holding, self.run_dir = vllm, gate, holding, run_dir
+    def __init__(self, vllm, gate, holding, ranking, run_dir):
+        self.vllm, self.gate, self.holding, self.ranking, self.run_dir = vllm, gate, holding, ranking, run_dir
         self.loose = []  # One entry for each stream that was equal but for its chunking.
 
     def equal(self, method, path, body=b""):
@@ -279,6 +280,35 @@ class Checks:
     def check_priority_reaches_vllm(self):
         same(200, self.equal("POST", "/v1/chat/completions", long_chat(tokens=2, priority=5)), "status")
 
+    def overtakes(self, gate):
+        """Whether a program's second step, sent last, is served before the first step of a newer program."""
+        old = long_chat("old", words=1700, tokens=20, job_id=f"old {gate.port}")
+        new = long_chat("new", words=1700, tokens=20, job_id=f"new {gate.port}")
+        gate.chat({**old, "max_tokens": 1})
+        # Neither fits beside the plug, nor beside the other.
+        with contextlib.closing(self.vllm.open("/v1/chat/completions", long_chat("plug", words=2300, tokens=600))):
+            wait_until(lambda: self.vllm.metric("vllm:num_requests_running") == 1, "the plug to run")
+            finished, threads = [], []
+            for body in (new, old):
+                threads.append(threading.Thread(target=lambda body=body: finished.append((gate.chat(body), body)[1])))
+                threads[-1].start()
+                waiting = len(threads)
+                wait_until(lambda: self.vllm.metric("vllm:num_requests_waiting") == waiting, f"{waiting} to wait in vLLM")
+        for thread in threads:
+            thread.join()
+        same(2, len(finished), "answers")
+        return finished[0] is old
+
+    def check_a_ranking_reorders_what_waits_inside_vllm(self):
+        expect(not self.overtakes(self.gate), "the older program came first without a ranking: this check shows nothing")
+        expect(self.overtakes(self.ranking), "the newer program came first")
+
+    def check_a_ranking_is_accepted_by_every_endpoint(self):
+        for name in ("chat", "completions", "responses", "chat-stream-usage", "messages-anthropic-stream"):
+            path, body = recorded(name)
+            answers = [server.ask("POST", path, {**body, "temperature": 0, "job_id": name}) for server in (self.vllm, self.ranking)]
+            same([200, 200], [status for status, _, _ in answers], path)
+
     def check_identity_fields_are_accepted_and_understood(self):
         for n, place in enumerate(IDENTITIES):
             name, body, headers = f"agent {n}", long_chat(tokens=1), {}
@@ -358,7 +388,7 @@ class Checks:
             same(self.vllm.metric(family), float(wide[key]), family)
 
     def check_every_gauge_is_back_at_zero(self):
-        for gate in (self.gate, self.holding):
+        for gate in (self.gate, self.holding, self.ranking):
             for gauge in ("kvgate_held_requests", "kvgate_in_flight"):
                 same(0.0, gate.metric(gauge), gauge)
             same({False}, {program["inflight"] for program in gate.json("/programs").values()} | {False}, "programs")
@@ -385,8 +415,8 @@ def at_once(call, bodies):
 
 
 def main():
-    vllm, gate, holding = (Server(url) for url in sys.argv[1:4])
-    checks = Checks(vllm, gate, holding, pathlib.Path(sys.argv[4]))
+    *servers, run_dir = sys.argv[1:]
+    checks = Checks(*map(Server, servers), pathlib.Path(run_dir))
     names = [name for name in vars(Checks) if name.startswith("check_")]
     failed = 0
     for name in names:

@@ -1,8 +1,9 @@
 #!/bin/bash
-# Puts a gate in front of a real vLLM on the CPU, compares it with that vLLM, and the embedded engine with both.
+# Puts a gate in front of a real vLLM on the CPU, compares it with that vLLM, plays 32 agent programs through every
+# policy, and compares the embedded engine with that vLLM.
 #   run.sh [--setup]                --setup only installs vLLM and the OpenAI client
 # Environment: KVGATE_BIN (a kvgate binary; built if not given), KVGATE_VLLM (where vLLM is kept between runs),
-# PYTHON311 (a CPython 3.11). Exit status 0 when every check passed. Needs 4 GB of memory and a few minutes.
+# PYTHON311 (a CPython 3.11). Exit status 0 when every check passed. Needs 4 GB of memory and about ten minutes.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -86,7 +87,7 @@ if [ -z "$gate" ]; then
   (cd "$root" && cargo build --quiet) || fail "kvgate does not build"
   gate=$root/target/debug/kvgate
 fi
-read -r priority fcfs baseline holding engine_priority engine_fcfs <<< "$(free_ports 6)"
+read -r priority fcfs baseline holding ranking engine_priority engine_fcfs <<< "$(free_ports 7)"
 url() { echo "http://127.0.0.1:$1"; }
 
 PORT=$priority start vllm-priority "$here/serve.sh" "$folder"
@@ -105,11 +106,18 @@ start gate "$gate" serve --listen "127.0.0.1:$baseline" --backend "$(url "$prior
   --run-dir "$work/run" --sample-interval 0.5
 start gate-holding "$gate" serve --listen "127.0.0.1:$holding" --backend "$(url "$priority")" \
   --policy continuum --config "$work/holding.toml"
+# Room for everything: what has to wait does so inside vLLM, in the order of the ranking.
+printf '[continuum]\nkv_budget_tokens = 1000000\n' > "$work/ranking.toml"
+start gate-ranking "$gate" serve --listen "127.0.0.1:$ranking" --backend "$(url "$priority")" \
+  --policy continuum --config "$work/ranking.toml" --forward-priority
 await "the gate" "$(url "$baseline")/health" 30
 await "the holding gate" "$(url "$holding")/health" 30
+await "the ranking gate" "$(url "$ranking")/health" 30
 
 check "a gate in front of vLLM" "$python" "$here/gate_vs_vllm.py" \
-  "$(url "$priority")" "$(url "$baseline")" "$(url "$holding")" "$work/run"
+  "$(url "$priority")" "$(url "$baseline")" "$(url "$holding")" "$(url "$ranking")" "$work/run"
+check "32 programs under KV pressure" "$python" "$here/pressure.py" \
+  "$gate" "$(url "$fcfs")" "$(url "$priority")" "$work/pressure"
 check "the OpenAI client" "$folder/openai/bin/python" "$root/tests/openai/differential.py" \
   "$(url "$priority")" "$(url "$baseline")" tiny
 

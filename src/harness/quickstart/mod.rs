@@ -19,7 +19,8 @@ use clap::Args;
 
 use self::cell::{Cell, Finished};
 use super::replay::cancelled_by_signal;
-use super::report::Report;
+use super::report::load::{self, Source};
+use super::report::{Report, text};
 use super::rundir::{EngineManifest, RunDir};
 use super::trace::Trace;
 use super::window::THRESHOLD_PERCENT;
@@ -128,11 +129,12 @@ fn conclude(done: &[&Cell], out: &RunDir, notes: Vec<String>) -> anyhow::Result<
     if done.is_empty() {
         return Ok(());
     }
-    let dirs: Vec<PathBuf> = done.iter().map(|cell| cell.dir.clone()).collect();
-    let mut report = Report::read(&dirs, THRESHOLD_PERCENT)?;
+    let sources: Vec<Source> = done.iter().map(|cell| Source::at(&cell.dir)).collect();
+    let runs = load::all(&sources, None)?;
+    let mut report = Report::of(&runs, THRESHOLD_PERCENT);
     report.notes = notes;
     report.write(out.path())?;
-    say(&format!("\n{}", report.to_text()));
+    say(&format!("\n{}", text::comparison(&report)));
     say(&format!(
         "report: {}\nrun directories: {}",
         out.path().join("report.md").display(),

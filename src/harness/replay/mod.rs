@@ -29,7 +29,9 @@ use self::client::Client;
 use self::history::{RequestShape, tool_lists};
 use self::player::Session;
 use self::tally::{GapLag, Tally, collect, progress_bar};
-use super::measure::{Measures, RunData};
+use super::measure::Measures;
+use super::report::load::kv;
+use super::run::build::Builder;
 use super::rundir::{Ending, EngineManifest, Manifest, RunDir, StepSource};
 use super::trace::{Program, Trace};
 use super::window::THRESHOLD_PERCENT;
@@ -261,7 +263,7 @@ impl Replay {
         let players = self.start_players(session);
         let tally = collect(inbox, &self.dir, self.clock, bar).await?;
         drop(players.join_all().await);
-        self.summarise(manifest, tally)
+        self.summarise(&manifest, tally)
     }
 
     fn shape(&self, model: String) -> RequestShape {
@@ -320,17 +322,18 @@ impl Replay {
         }
     }
 
-    fn summarise(&self, manifest: Manifest, tally: Tally) -> anyhow::Result<Summary> {
+    fn summarise(&self, manifest: &Manifest, tally: Tally) -> anyhow::Result<Summary> {
         let complete = tally.programs.len() == self.programs && tally.ended(Ending::Cancelled) == 0;
-        let data = RunData {
-            manifest,
-            programs: tally.programs,
-            steps: tally.steps,
-            step_source: StepSource::Client,
-            kv_csv: self.dir.kv_csv()?,
-        };
+        let mut builder = Builder::new(Some(manifest), StepSource::Client);
+        tally.steps.iter().for_each(|step| builder.step(step));
+        tally
+            .programs
+            .iter()
+            .for_each(|program| builder.program(program));
+        let mut run = builder.finish(true);
+        kv::read(self.dir.path(), &mut run)?;
         let summary = Summary {
-            measures: data.measure(THRESHOLD_PERCENT),
+            measures: Measures::of(&run, THRESHOLD_PERCENT),
             gap_lag: tally.gap_lag,
             causes: tally.causes,
             releases_failed: tally.releases_failed,

@@ -10,6 +10,16 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::harness::rundir::ProgramRecord;
+use crate::telemetry::StepRecord;
+
+/// Every line of a file of records.
+fn records<T: serde::de::DeserializeOwned>(dir: &RunDir, file: &str) -> Vec<T> {
+    let text = std::fs::read_to_string(dir.path().join(file)).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
 
 const TRACE: &str = r#"{"program":"a","kind":"k","shared_prefix":{"id":"s","tokens":100},"steps":[{"prompt_tokens":160,"output_tokens":9,"then":"tool:ls","gap_s":0.5},{"prompt_tokens":300,"output_tokens":5,"then":"user","gap_s":9},{"prompt_tokens":400,"output_tokens":5,"then":"end","gap_s":0}]}
 {"program":"b","kind":"k","shared_prefix":{"id":"s","tokens":100},"steps":[{"prompt_tokens":170,"output_tokens":5,"then":"end","gap_s":0}]}"#;
@@ -191,7 +201,7 @@ async fn a_refused_step_is_retried_and_counted() {
     let summary = replay.play(CancellationToken::new()).await.unwrap();
     assert_eq!(bench.steps().len(), 4);
     assert_eq!(bench.steps()[0], bench.steps()[1], "the same bytes again");
-    let program = &dir.programs().unwrap()[0];
+    let program = &records::<ProgramRecord>(&dir, "programs.jsonl")[0];
     assert_eq!(
         (program.steps, program.errors, program.ending),
         (3, 1, Ending::Done)
@@ -227,7 +237,7 @@ async fn a_program_fails_when_retries_run_out_or_cannot_help() {
     let summary = replay.play(CancellationToken::new()).await.unwrap();
     assert_eq!(bench.steps().len(), 2, "a 400 is not tried again");
     assert_eq!(summary.measures.programs_failed, 1);
-    let failed = &dir.programs().unwrap()[0];
+    let failed = &records::<ProgramRecord>(&dir, "programs.jsonl")[0];
     assert_eq!(failed.ending, Ending::Failed);
     assert!(failed.cause.as_ref().unwrap().contains("400"));
     assert_eq!(
@@ -247,7 +257,7 @@ async fn an_interrupted_run_starts_nothing_more_and_still_writes_its_records() {
     let summary = replay.play(cancel).await.unwrap();
     assert!(!summary.complete);
     assert_eq!(bench.steps().len(), 0);
-    assert_eq!(dir.programs().unwrap(), []);
+    assert_eq!(records::<ProgramRecord>(&dir, "programs.jsonl"), []);
     assert_eq!(dir.manifest().unwrap().programs, 4);
 }
 
@@ -257,8 +267,11 @@ async fn the_records_hold_what_the_server_counted() {
     let replay = bench.replay(2, 2, true);
     let dir = replay.dir.clone();
     let summary = replay.play(CancellationToken::new()).await.unwrap();
-    let (steps, source) = dir.steps().unwrap();
-    assert_eq!((steps.len(), source), (4, StepSource::Client));
+    let steps: Vec<StepRecord> = records(&dir, "client_steps.jsonl");
+    assert_eq!(
+        (steps.len(), summary.measures.step_source),
+        (4, StepSource::Client)
+    );
     assert!(
         steps
             .iter()

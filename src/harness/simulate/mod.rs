@@ -25,7 +25,7 @@ use world::World;
 
 pub use calibration::calibration_table;
 pub use supply::Workload;
-pub use tally::{Measured, ProgramRun, middle_rate};
+pub use tally::{Measured, ProgramRun};
 pub use workload::Shape;
 
 /// How an answer reads when it comes back as history.

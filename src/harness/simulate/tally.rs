@@ -150,18 +150,13 @@ impl Tally {
         }
     }
 
-    /// [`middle_rate`] of the steps so far.
+    /// Steps per second between the moments at which 20 % and 80 % of them were finished: neither the filling nor the
+    /// emptying of the slots counts.
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
     pub(super) fn middle_steps_per_s(&self) -> Option<f64> {
-        let ends: Vec<f64> = self.step_ends.iter().map(|end| end.as_secs_f64()).collect();
-        middle_rate(&ends)
+        let steps = self.step_ends.len();
+        let (from, to) = (steps / 5, steps * 4 / 5);
+        let time = self.step_ends.get(to)?.since(*self.step_ends.get(from)?);
+        (time > Duration::ZERO).then(|| (to - from) as f64 / time.as_secs_f64())
     }
-}
-
-/// Of ascending moments in seconds, how many a second there were between 20 % and 80 % of them: neither the filling
-/// nor the emptying of the slots counts.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-pub fn middle_rate(ends_s: &[f64]) -> Option<f64> {
-    let (from, to) = (ends_s.len() / 5, ends_s.len() * 4 / 5);
-    let time = ends_s.get(to)? - ends_s.get(from)?;
-    (time > 0.0).then(|| (to - from) as f64 / time)
 }

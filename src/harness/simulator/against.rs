@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 
 use super::SimulateArgs;
 use super::contender::{Contender, REFERENCE};
 use super::plan::jobs;
-use crate::harness::measure::{RunData, is_served};
-use crate::harness::rundir::{Ending, RunDir};
-use crate::harness::simulate::{Cell, Measured, Workload, middle_rate};
-use crate::harness::stats::{mean, percentile};
+use crate::harness::measure::Measures;
+use crate::harness::report::load::own;
+use crate::harness::run::Run;
+use crate::harness::rundir::{Manifest, RunDir};
+use crate::harness::simulate::{Cell, Measured, ProgramRun, Workload};
+use crate::harness::stats::mean;
 use crate::harness::trace::Trace;
+use crate::harness::window::THRESHOLD_PERCENT;
 
 /// A cell counts as met where steps/s differ by no more than this share,
 const RATE_WITHIN: f64 = 0.10;
@@ -57,68 +61,48 @@ pub fn pairs(args: &SimulateArgs) -> anyhow::Result<Vec<Pair>> {
 
 fn pair(args: &SimulateArgs, name: &str) -> anyhow::Result<Pair> {
     let (path, policy) = name.split_once('=').unwrap_or((name, ""));
-    let dir = RunDir::at(path);
-    let data = RunData::read(&dir).with_context(|| format!("--against {path}"))?;
-    let policy = match policy {
-        "" => recorded_policy(&data, path)?,
-        named => named.to_owned(),
+    let read = || anyhow::Ok((RunDir::at(path).manifest()?, own::read(Path::new(path))?));
+    let (manifest, run) = read().with_context(|| format!("--against {path}"))?;
+    let policy = match (policy, run.policy.as_str()) {
+        ("", "unknown") => bail!(
+            "--against {path}: the run does not say which policy was in front of it; \
+             write {path}={REFERENCE} for none"
+        ),
+        ("", recorded) => recorded,
+        (named, _) => named,
     };
-    let cell = cell(args, &data).with_context(|| format!("--against {path}"))?;
-    let (measured, runs) = Contender::parse(&policy)?.measure(&cell);
-    let live: BTreeMap<&str, f64> = data
-        .programs
-        .iter()
-        .filter(|program| program.ending == Ending::Done)
-        .map(|program| {
-            (
-                program.program.as_str(),
-                program.finished_s - program.started_s,
-            )
-        })
-        .collect();
-    let apart = |run: &crate::harness::simulate::ProgramRun| {
-        let live_s = live.get(run.program.as_str())?;
-        Some((run.finished_s - run.started_s - live_s).abs())
-    };
-    let apart: Vec<f64> = runs.iter().filter_map(apart).collect();
-    let figures =
-        figures(&data).with_context(|| format!("--against {path}: nothing was served"))?;
+    let cell = cell(args, &manifest, &run).with_context(|| format!("--against {path}"))?;
+    let (measured, programs) = Contender::parse(policy)?.measure(&cell);
+    let live = figures(&Measures::of(&run, THRESHOLD_PERCENT));
+    let live = live.with_context(|| format!("--against {path}: nothing was served"))?;
     Ok(Pair {
         name: format!("{path} {policy}"),
-        program_error: mean(&apart).unwrap_or(f64::NAN) / figures.program_mean_s,
-        live: figures,
+        program_error: apart_s(&run, &programs) / live.program_mean_s,
+        live,
         model: modelled(&measured),
     })
 }
 
-fn recorded_policy(data: &RunData, path: &str) -> anyhow::Result<String> {
-    let recorded = || {
-        data.steps
-            .iter()
-            .map(|step| &step.policy)
-            .find(|policy| !policy.is_empty())
+/// How far apart a program's two times are, on average.
+fn apart_s(run: &Run, programs: &[ProgramRun]) -> f64 {
+    let live: BTreeMap<&str, f64> = run
+        .done()
+        .map(|program| (program.name.as_str(), program.last_s - program.started_s))
+        .collect();
+    let apart = |run: &ProgramRun| {
+        let live_s = live.get(run.program.as_str())?;
+        Some((run.finished_s - run.started_s - live_s).abs())
     };
-    match data.manifest.policy.as_ref().or_else(recorded) {
-        Some(policy) => Ok(policy.clone()),
-        None => bail!(
-            "--against {path}: the run does not say which policy was in front of it; write {path}={REFERENCE} for none"
-        ),
-    }
+    mean(&programs.iter().filter_map(apart).collect::<Vec<_>>()).unwrap_or(f64::NAN)
 }
 
 /// The cell that the run was, on the engine of `args`.
-fn cell(args: &SimulateArgs, data: &RunData) -> anyhow::Result<Cell> {
-    let jobs = jobs(args)?;
-    let Some(job) = jobs.into_iter().next() else {
+fn cell(args: &SimulateArgs, manifest: &Manifest, run: &Run) -> anyhow::Result<Cell> {
+    let Some(job) = jobs(args)?.into_iter().next() else {
         bail!("nothing to simulate");
     };
-    let manifest = &data.manifest;
-    let done = data
-        .programs
-        .iter()
-        .filter(|program| program.ending == Ending::Done);
     ensure!(
-        done.count() == manifest.programs,
+        run.done().count() == manifest.programs,
         "the run is incomplete: not all of its {} programs were done",
         manifest.programs
     );
@@ -130,36 +114,15 @@ fn cell(args: &SimulateArgs, data: &RunData) -> anyhow::Result<Cell> {
     })
 }
 
-fn figures(data: &RunData) -> Option<Figures> {
-    let served = || data.steps.iter().filter(|step| is_served(step));
-    let mut ends: Vec<f64> = served().map(|step| step.finished_s).collect();
-    ends.sort_by(f64::total_cmp);
-    let started = data.programs.iter().map(|p| p.started_s).reduce(f64::min)?;
-    let finished = data
-        .programs
-        .iter()
-        .map(|p| p.finished_s)
-        .reduce(f64::max)?;
-    let mut times: Vec<f64> = data
-        .programs
-        .iter()
-        .map(|p| p.finished_s - p.started_s)
-        .collect();
-    times.sort_by(f64::total_cmp);
-    let counts = served().filter_map(|step| Some((step.cached_tokens?, step.prompt_tokens?)));
-    let (cached, prompt) = counts.fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+fn figures(measures: &Measures) -> Option<Figures> {
+    let programs = measures.program_s?;
     Some(Figures {
-        makespan_s: finished - started,
-        steps_per_s: middle_rate(&ends)?,
-        hit: share(cached, prompt),
-        program_mean_s: mean(&times)?,
-        program_p95_s: percentile(&times, 0.95)?,
+        makespan_s: measures.whole?.seconds,
+        steps_per_s: measures.steady?.steps_per_s,
+        hit: measures.prefix_hit_rate,
+        program_mean_s: programs.mean,
+        program_p95_s: programs.p95,
     })
-}
-
-#[expect(clippy::cast_precision_loss, reason = "token sums below 2^52")]
-fn share(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
 }
 
 const fn modelled(measured: &Measured) -> Figures {
@@ -278,7 +241,7 @@ mod tests {
 
     /// The run directory of a set that a real server played exactly as the simulation says, without its last program
     /// if it is to be incomplete.
-    fn run_dir(folder: &std::path::Path, complete: bool) -> SimulateArgs {
+    fn run_dir(folder: &Path, complete: bool) -> SimulateArgs {
         use clap::Parser as _;
         let drawn = Workload::Drawn(crate::harness::simulate::Shape::Orch);
         let trace = Trace {
@@ -293,7 +256,7 @@ mod tests {
         let job = jobs(&Line::parse_from(of_it).args).unwrap().remove(0);
         let (_, runs) = job.contender.measure(&job.cell);
         let dir = RunDir::create(&run).unwrap();
-        let manifest = crate::harness::rundir::Manifest {
+        let manifest = Manifest {
             concurrency: 2,
             trace: file,
             programs: 4,
@@ -312,7 +275,7 @@ mod tests {
                 finished_s: 1e9 + run.finished_s,
                 steps: run.steps,
                 errors: 0,
-                ending: Ending::Done,
+                ending: crate::harness::rundir::Ending::Done,
                 cause: None,
             };
             programs.push(&record).unwrap();

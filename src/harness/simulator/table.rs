@@ -255,3 +255,104 @@ fn worst_against_best(name: &str, settings: &[Setting], contenders: &[String]) -
         .filter_map(ratio)
         .fold(f64::INFINITY, f64::min)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(policy: &str, concurrency: u32, seed: u64, makespan_s: f64) -> Row {
+        Row {
+            key: Key {
+                policy: policy.to_owned(),
+                shape: "orch".to_owned(),
+                concurrency,
+                kv_tokens: 95_488,
+                cost: super::super::DEFAULT_COST.to_owned(),
+                prefill: 1.0,
+                believed_capacity: 1.0,
+                seed,
+                ..Key::default()
+            },
+            measured: Measured {
+                makespan_s,
+                program_p95_s: makespan_s / 2.0,
+                hold_max_s: makespan_s / 10.0,
+                ..Measured::default()
+            },
+        }
+    }
+
+    /// The fields of the first line after `header` that begins with these.
+    fn fields<'a>(text: &'a str, header: &str, begin: &str) -> Vec<&'a str> {
+        let begin: Vec<_> = begin.split_whitespace().collect();
+        let (_, after) = text.split_once(header).unwrap();
+        let mut lines = after
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.find(|fields| fields.starts_with(&begin)).unwrap()
+    }
+
+    fn rows() -> Vec<Row> {
+        let cell = |concurrency, seed, baseline: f64, other: f64, free: f64| {
+            [
+                row(REFERENCE, concurrency, seed, baseline),
+                row("other", concurrency, seed, other),
+                row(INFINITE_KV, concurrency, seed, free),
+            ]
+        };
+        [
+            // Twice as fast and half as fast: the same on geometric average.
+            cell(4, 1, 100.0, 50.0, 100.0),
+            cell(4, 2, 100.0, 200.0, 100.0),
+            cell(64, 1, 100.0, 125.0, 50.0),
+            cell(64, 2, 100.0, 80.0, 50.0),
+            cell(128, 1, 100.0, 125.0, 50.0),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_setting_is_the_mean_of_its_seeds_and_its_speed_up_their_geometric_mean() {
+        let text = render(&rows());
+        let four = fields(&text, "setting", "orch C4 95k  other");
+        assert_eq!(four[4..6], ["125.0", "1.000"], "{text}");
+        let last = fields(&text, "setting", "orch C128 95k  other");
+        assert_eq!(last[4..6], ["125.0", "0.800"], "{text}");
+    }
+
+    #[test]
+    fn the_summary_names_the_worst_and_counts_what_is_slower_than_no_gate() {
+        let text = render(&rows());
+        assert!(
+            text.contains("in 3 settings, 2 of them pressured"),
+            "{text}"
+        );
+        let other = fields(&text, "worst setting", "other");
+        // Mean and mean under pressure, worst, settings below 0.98.
+        assert_eq!(other[1..5], ["0.928", "0.894", "0.800", "1"], "{text}");
+        assert_eq!(other[8..], ["20.0", "orch", "C128", "95k"], "{text}");
+        let direct = fields(&text, "worst setting", REFERENCE);
+        assert_eq!(direct[7], "1.000", "nobody is faster on average: {text}");
+    }
+
+    #[test]
+    fn many_settings_are_one_line_each() {
+        let of = |seed: u32| {
+            [
+                row(REFERENCE, 2 * seed, 1, 100.0),
+                row("other", 2 * seed, 1, 80.0),
+            ]
+        };
+        let text = render(&(1..=20).flat_map(of).collect::<Vec<_>>());
+        assert_eq!(
+            fields(&text, "setting", "orch C40 95k"),
+            ["orch", "C40", "95k", "100.0", "1.250"]
+        );
+        assert_eq!(
+            text.lines()
+                .filter(|line| line.starts_with("orch C"))
+                .count(),
+            20
+        );
+    }
+}

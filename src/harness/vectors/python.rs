@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::harness::reference::python::str_repr;
+
 /// `str(value)`.
 pub(super) fn text(value: &Value) -> String {
     match value {
@@ -20,37 +22,15 @@ fn repr(value: &Value) -> String {
         Value::Bool(true) => "True".to_owned(),
         Value::Bool(false) => "False".to_owned(),
         Value::Number(number) => number.to_string(),
-        Value::String(text) => quoted(text),
+        Value::String(text) => str_repr(text),
         Value::Array(items) => format!("[{}]", list(items.iter().map(repr).collect())),
         Value::Object(members) => {
             let members = members
                 .iter()
-                .map(|(key, value)| format!("{}: {}", quoted(key), repr(value)));
+                .map(|(key, value)| format!("{}: {}", str_repr(key), repr(value)));
             format!("{{{}}}", list(members.collect()))
         }
     }
-}
-
-/// A string literal: in single quotes, unless it has those and no double ones.
-fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
-    let mut literal = String::from(quote);
-    for char in text.chars() {
-        match char {
-            '\\' => literal.push_str("\\\\"),
-            '\n' => literal.push_str("\\n"),
-            '\r' => literal.push_str("\\r"),
-            '\t' => literal.push_str("\\t"),
-            char if char == quote => literal.extend(['\\', quote]),
-            char => literal.push(char),
-        }
-    }
-    literal.push(quote);
-    literal
 }
 
 #[cfg(test)]

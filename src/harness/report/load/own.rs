@@ -1,0 +1,162 @@
+//! A run directory that kvgate wrote: gate, replay or both.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use super::{kv, lines};
+use crate::harness::run::build::{Builder, is_served};
+use crate::harness::run::{Ended, LoadSample, Missing, Names, Run};
+use crate::harness::rundir::{ProgramRecord, RunDir, StepSource};
+use crate::telemetry::recorder::{KV_SAMPLES_FILE, STEPS_FILE};
+use crate::telemetry::{StepRecord, kv_csv};
+
+/// Written by the replay.
+const PROGRAMS: &str = "programs.jsonl";
+const CLIENT_STEPS: &str = "client_steps.jsonl";
+const MANIFEST: &str = "manifest.json";
+const SUMMARY: &str = "summary.json";
+
+/// Whether the directory holds a run of kvgate.
+pub fn is_there(dir: &Path) -> bool {
+    [STEPS_FILE, CLIENT_STEPS, PROGRAMS, MANIFEST]
+        .iter()
+        .any(|file| dir.join(file).is_file())
+}
+
+/// Reads it.
+///
+/// # Errors
+/// When a file is there and cannot be read; the message names it.
+pub fn read(dir: &Path) -> anyhow::Result<Run> {
+    let replayed = dir.join(MANIFEST).is_file();
+    let manifest = replayed.then(|| RunDir::at(dir).manifest()).transpose()?;
+    let by_gate = dir.join(STEPS_FILE).is_file();
+    let source = if by_gate {
+        StepSource::Gate
+    } else {
+        StepSource::Client
+    };
+    let mut builder = Builder::new(manifest.as_ref(), source);
+    let mut files = Vec::new();
+    let steps = if by_gate { STEPS_FILE } else { CLIENT_STEPS };
+    files.extend(lines::json(dir, steps, |record| builder.step(&record))?);
+    let mut missing = missing(dir, replayed, by_gate);
+    if files.is_empty() {
+        missing.push(Missing {
+            file: STEPS_FILE,
+            without: "there are no steps to count",
+            fatal: true,
+            tells_of_programs: false,
+        });
+    }
+    files.extend(lines::json(dir, PROGRAMS, |record: ProgramRecord| {
+        builder.program(&record);
+    })?);
+    let mut run = builder.finish(replayed);
+    run.intake.files = files;
+    run.intake.missing = missing;
+    run.intake.ended = ended(dir, replayed);
+    if by_gate {
+        run.intake.client_served = client_served(dir)?;
+    }
+    kv::read(dir, &mut run)?;
+    loads(dir, &mut run)?;
+    Ok(run)
+}
+
+fn missing(dir: &Path, replayed: bool, by_gate: bool) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    let mut note = |file, without, fatal| {
+        if !dir.join(file).is_file() {
+            missing.push(Missing {
+                file,
+                without,
+                fatal,
+                tells_of_programs: file == PROGRAMS,
+            });
+        }
+    };
+    if replayed {
+        note(PROGRAMS, "nothing says which programs finished", true);
+    } else {
+        note(
+            MANIFEST,
+            "nothing says what was played at which concurrency",
+            false,
+        );
+    }
+    if by_gate {
+        note(
+            KV_SAMPLES_FILE,
+            "running, waiting and held requests are unknown",
+            false,
+        );
+    }
+    note(kv_csv::FILE, "there is no active window", true);
+    missing
+}
+
+/// A replay writes its summary last.
+fn ended(dir: &Path, replayed: bool) -> Ended {
+    match (replayed, dir.join(SUMMARY).is_file()) {
+        (_, true) => Ended::Summary,
+        (true, false) => Ended::Killed(SUMMARY),
+        (false, false) => Ended::Unknown,
+    }
+}
+
+/// Steps that the client saw served, to hold the gate's records against.
+fn client_served(dir: &Path) -> anyhow::Result<Option<usize>> {
+    let mut served = 0;
+    let count = |record: StepRecord| served += usize::from(is_served(&record));
+    let intake = lines::json(dir, CLIENT_STEPS, count)?;
+    Ok(intake.map(|_| served))
+}
+
+/// What the report reads of a wide sample.
+#[derive(Deserialize)]
+struct WideLine {
+    ts: f64,
+    backend: String,
+    kv_usage: Option<f64>,
+    running: Option<u32>,
+    waiting: Option<u32>,
+    held: u32,
+    /// Absent in runs of older gates.
+    #[serde(default)]
+    records_dropped: u64,
+}
+
+fn loads(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
+    let mut backends = Names::default();
+    let take = |wide: WideLine| {
+        run.intake.dropped = run.intake.dropped.max(wide.records_dropped);
+        run.loads.push(LoadSample {
+            ts_s: wide.ts,
+            backend: backends.number(&wide.backend),
+            kv_usage: wide.kv_usage,
+            running: wide.running,
+            waiting: wide.waiting,
+            held: wide.held,
+        });
+    };
+    let intake = lines::json(dir, KV_SAMPLES_FILE, take)?;
+    run.intake.files.extend(intake);
+    Ok(())
+}
+
+/// The manifest as it is, for the artifact section; `None` without one.
+///
+/// # Errors
+/// When it is there and is no JSON; the message names it.
+pub fn manifest_json(dir: &Path) -> anyhow::Result<Option<serde_json::Value>> {
+    let path = dir.join(MANIFEST);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let read = || format!("cannot read {}", path.display());
+    let text = std::fs::read_to_string(&path).with_context(read)?;
+    serde_json::from_str(&text).map(Some).with_context(read)
+}

@@ -1,0 +1,368 @@
+//! A run directory of the reference system.
+//!
+//! Tasks come from `driver.log`; steps and calls from `logs/tau2_global.log`, which has one record a line, and only
+//! without it from `driver.log`. Of both only compact records are kept.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::kv;
+use crate::harness::reference::driver_log::Event;
+use crate::harness::reference::files::{self, DRIVER_LOG, LogTally, PROFILE_LOG};
+use crate::harness::reference::local_time::LocalTime;
+use crate::harness::reference::outputs::SchedulerEvent;
+use crate::harness::reference::profile::{Kind, Level, Record};
+use crate::harness::report::zone::LogZone;
+use crate::harness::run::{
+    Call, CallKind, DriverSummary, Edge, Ended, FileIntake, Missing, Prefix, Program, Role, Run,
+    Step,
+};
+use crate::harness::rundir::{Ending, StepSource};
+use crate::telemetry::kv_csv;
+
+/// Written by Continuum's scheduler.
+const SCHEDULER: &str = "scheduler_timestamps";
+/// The name that the judge's records add to their task's.
+const JUDGE: &str = "_nl_eval";
+
+/// Whether the directory may hold a run of the reference system.
+pub fn is_there(dir: &Path) -> bool {
+    [DRIVER_LOG, "logs", "outputs", kv_csv::FILE]
+        .iter()
+        .any(|name| dir.join(name).exists())
+}
+
+/// Reads it; `log_zone` says where its clocks stood, and without it the sampler's offset does.
+///
+/// # Errors
+/// When a file is there and cannot be read; the message names it.
+pub fn read(dir: &Path, log_zone: Option<&LogZone>) -> anyhow::Result<Run> {
+    let mut run = Run {
+        step_source: StepSource::Agents,
+        ..Run::default()
+    };
+    let offset_s = kv::read(dir, &mut run)?;
+    let zone = log_zone
+        .cloned()
+        .unwrap_or_else(|| LogZone::of_sampler(offset_s));
+    run.intake.zone = Some(zone.said());
+    let mut loader = Loader {
+        run,
+        zone,
+        programs: HashMap::new(),
+        reasons: HashMap::new(),
+        domains: Vec::new(),
+        began_s: f64::NEG_INFINITY,
+    };
+    logs(dir, &mut loader)?;
+    outputs(dir, &mut loader.run)?;
+    Ok(loader.finish())
+}
+
+fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
+    let separate = dir.join(PROFILE_LOG).is_file();
+    let mut steps_in_driver = 0;
+    let driver = files::driver_events(dir, |event| {
+        let Event::Record(record) = event else {
+            loader.event(&event);
+            return;
+        };
+        steps_in_driver += u64::from(record.kind == Some(Kind::StepComplete));
+        if !separate {
+            loader.record(&record);
+        }
+    })?;
+    let profile = files::profile_records(dir, |record| loader.record(&record))?;
+    let intake = &mut loader.run.intake;
+    if let Some(tally) = &driver {
+        intake.glued = tally.glued;
+        intake.tuple_markers = tally.tuples;
+        intake.files.push(file_intake(DRIVER_LOG, tally));
+        let summary = intake.driver.is_some();
+        intake.ended = if summary {
+            Ended::Summary
+        } else {
+            Ended::Killed("the driver's summary line")
+        };
+    }
+    if let Some(tally) = &profile {
+        intake.files.push(file_intake(PROFILE_LOG, tally));
+    }
+    if driver.is_some() && profile.is_some() {
+        intake.steps_in_driver = Some(steps_in_driver);
+    }
+    missing(dir, loader);
+    Ok(())
+}
+
+fn file_intake(file: &str, tally: &LogTally) -> FileIntake {
+    FileIntake {
+        file: file.to_owned(),
+        records: tally.read,
+        unparsed: tally.unread,
+        example: tally.example.clone().map(|line| (None, line)),
+    }
+}
+
+fn missing(dir: &Path, loader: &mut Loader) {
+    let mut note = |file, without, fatal| {
+        if !dir.join(file).is_file() {
+            loader.run.intake.missing.push(Missing {
+                file,
+                without,
+                fatal,
+                tells_of_programs: file == DRIVER_LOG,
+            });
+        }
+    };
+    note(DRIVER_LOG, "nothing says which tasks finished", true);
+    let steps = if dir.join(DRIVER_LOG).is_file() {
+        "steps and calls are taken from driver.log"
+    } else {
+        "there are no steps"
+    };
+    note(PROFILE_LOG, steps, false);
+    note(kv_csv::FILE, "there is no active window", true);
+}
+
+fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
+    if let Some(metrics) = files::metrics(dir)? {
+        run.expected = run.expected.or_else(|| usize::try_from(metrics.total).ok());
+        run.intake.driver.get_or_insert(DriverSummary {
+            ok: metrics.ok,
+            error: metrics.error,
+            total: metrics.total,
+            elapsed_s: metrics.elapsed_s,
+            tasks_per_min: metrics.tasks_per_min,
+        });
+    }
+    let results = files::task_results(dir, |_| {})?;
+    run.intake.result_files = usize::try_from(results).ok().filter(|&count| count > 0);
+    let mut prefix = Prefix::default();
+    files::scheduler_timestamps(dir, |_, events| {
+        for event in events {
+            // What an eviction made it compute again says nothing of the requests' own prefixes.
+            if let SchedulerEvent::Started {
+                prompt,
+                hit,
+                again: false,
+                ..
+            } = event
+            {
+                prefix.prompt += prompt;
+                prefix.cached += hit;
+            }
+        }
+    })
+    .with_context(|| format!("cannot read {SCHEDULER} in {}", dir.display()))?;
+    run.prefix = (prefix.prompt > 0).then_some(prefix);
+    Ok(())
+}
+
+struct Loader {
+    run: Run,
+    zone: LogZone,
+    /// Where each task's program is.
+    programs: HashMap<String, u32>,
+    /// The last error that a task's thread logged.
+    reasons: HashMap<u32, String>,
+    domains: Vec<String>,
+    /// When the driver began to schedule, Unix seconds: nothing can have begun earlier.
+    began_s: f64,
+}
+
+impl Loader {
+    fn event(&mut self, event: &Event<'_>) {
+        match *event {
+            Event::Loaded { domain, .. } => {
+                if !self.domains.iter().any(|known| known == domain) {
+                    self.domains.push(domain.to_owned());
+                }
+            }
+            Event::Scheduled {
+                at,
+                total_tasks,
+                max_concurrency,
+            } => {
+                self.began_s = self.zone.unix(at);
+                self.run.expected = usize::try_from(total_tasks).ok();
+                self.run.concurrency = max_concurrency.and_then(|c| usize::try_from(c).ok());
+            }
+            Event::Started { at, domain, task } => {
+                self.started(&format!("{domain}:{task}"), at);
+            }
+            Event::Finished {
+                at, domain, task, ..
+            } => {
+                self.ended(&format!("{domain}:{task}"), at, Ending::Done);
+            }
+            Event::Failed {
+                at,
+                domain,
+                task,
+                error,
+                ..
+            } => {
+                let index = self.ended(&format!("{domain}:{task}"), at, Ending::Failed);
+                let reason = self.reasons.remove(&index);
+                let cause = reason.unwrap_or_else(|| cause(error));
+                self.run.count_error(&format!("program given up: {cause}"));
+            }
+            Event::Complete {
+                ok,
+                error,
+                total,
+                elapsed_s,
+                tasks_per_min,
+                ..
+            } => {
+                self.run.intake.driver = Some(DriverSummary {
+                    ok,
+                    error,
+                    total,
+                    elapsed_s,
+                    tasks_per_min,
+                });
+            }
+            Event::Left { .. } | Event::Record(_) => {}
+        }
+    }
+
+    fn record(&mut self, record: &Record<'_>) {
+        let program = self.program_of(record);
+        let ended_s = self.zone.unix(record.at);
+        if record.level == Level::Error {
+            if let Some(program) = program {
+                self.reasons.insert(program, cause(record.text));
+            }
+            return;
+        }
+        let seconds = record.duration_ms().unwrap_or_default() / 1000.0;
+        let started_s = (ended_s - seconds).max(self.began_s);
+        self.touch(program, started_s, ended_s);
+        let step = record.step.unwrap_or_default();
+        let kind = match record.kind {
+            None => return,
+            Some(Kind::StepComplete) => {
+                let (from, to) = record.edge().unwrap_or(("other", "other"));
+                self.run.steps.push(Step {
+                    program,
+                    index: step,
+                    edge: Edge {
+                        from: Role::from_word(from),
+                        to: Role::from_word(to),
+                    },
+                    served: true,
+                    started_s,
+                    finished_s: ended_s,
+                });
+                return;
+            }
+            Some(Kind::LlmCall) => CallKind::LlmCall,
+            Some(Kind::ExpertCall) => CallKind::ExpertCall,
+            Some(Kind::ToolCall) => CallKind::ToolCall,
+            Some(Kind::UserSim) => CallKind::UserSim,
+            Some(Kind::Evaluator) => CallKind::Evaluator,
+        };
+        self.run.calls.push(Call {
+            kind,
+            program,
+            step,
+            ended_s,
+            seconds,
+        });
+    }
+
+    fn program_of(&mut self, record: &Record<'_>) -> Option<u32> {
+        let task = record.task.strip_suffix(JUDGE).unwrap_or(record.task);
+        if task == "global" {
+            return None;
+        }
+        Some(self.index_of(task, self.zone.unix(record.at)))
+    }
+
+    /// Moves a program's ends apart, as long as it has not ended.
+    fn touch(&mut self, program: Option<u32>, from_s: f64, to_s: f64) {
+        let program = program.and_then(|index| self.run.programs.get_mut(index as usize));
+        if let Some(program) = program {
+            program.started_s = program.started_s.min(from_s);
+            if program.ending.is_none() {
+                program.last_s = program.last_s.max(to_s);
+            }
+        }
+    }
+
+    /// A task that begins again, as with several trials, is another program.
+    fn started(&mut self, task: &str, at: LocalTime) -> u32 {
+        let at_s = self.zone.unix(at);
+        let known = self.programs.get(task).copied();
+        let over = known.and_then(|index| self.run.programs.get(index as usize));
+        if over.is_some_and(|program| program.ending.is_some()) {
+            self.programs.remove(task);
+        }
+        self.index_of(task, at_s)
+    }
+
+    fn ended(&mut self, task: &str, at: LocalTime, ending: Ending) -> u32 {
+        let index = self.started(task, at);
+        let at_s = self.zone.unix(at);
+        if let Some(program) = self.run.programs.get_mut(index as usize) {
+            program.last_s = at_s;
+            program.ending = Some(ending);
+        }
+        index
+    }
+
+    fn index_of(&mut self, task: &str, at_s: f64) -> u32 {
+        if let Some(&known) = self.programs.get(task) {
+            return known;
+        }
+        let index = u32::try_from(self.run.programs.len()).unwrap_or(u32::MAX);
+        let kind = task.split_once(':').map_or("", |(domain, _)| domain);
+        self.run.programs.push(Program {
+            name: task.to_owned(),
+            kind: kind.to_owned(),
+            started_s: at_s,
+            last_s: at_s,
+            ending: None,
+        });
+        self.programs.insert(task.to_owned(), index);
+        index
+    }
+
+    fn finish(mut self) -> Run {
+        if self.domains.is_empty() {
+            self.domains = self.run.programs.iter().map(|p| p.kind.clone()).collect();
+        }
+        self.domains.sort();
+        self.domains.dedup();
+        self.domains.retain(|domain| !domain.is_empty());
+        let tasks = self.run.expected.unwrap_or(self.run.programs.len());
+        let domains = match self.domains.join("+") {
+            none if none.is_empty() => String::new(),
+            domains => format!(" {domains}"),
+        };
+        self.run.workload = format!("tau2{domains}, {tasks} tasks");
+        self.run
+    }
+}
+
+/// The sort of failure that an error text tells of, so that failures can be counted.
+fn cause(text: &str) -> String {
+    const SORTS: [(&str, &str); 6] = [
+        ("context length", "context length exceeded"),
+        ("contextlength", "context length exceeded"),
+        ("expert", "an expert model failed"),
+        ("timed out", "a request timed out"),
+        ("timeout", "a request timed out"),
+        ("connection", "a connection failed"),
+    ];
+    let lower = text.to_ascii_lowercase();
+    let sort = SORTS.iter().find(|(word, _)| lower.contains(word));
+    match sort {
+        Some((_, name)) => (*name).to_owned(),
+        None => text.chars().take(80).collect(),
+    }
+}

@@ -1,0 +1,400 @@
+//! `kvgate report` as a user runs it: what it finds wrong with run directories, and what it prints of good ones.
+//!
+//! The directories are copies of `tests/fixtures/reference/runs`, broken in one way each, and ones that
+//! `reference_support` makes to the published counts.
+#![expect(clippy::expect_used, reason = "a test may stop at the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use reference_support::PUBLISHED;
+
+mod reference_support;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/reference/runs")
+        .join(name)
+}
+
+fn report(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kvgate"))
+        .arg("report")
+        .args(args)
+        // Another zone than the logs': only what the report is told may count.
+        .env("TZ", "America/Los_Angeles")
+        .output()
+        .expect("kvgate runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// The whole of `from` at `to`.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("a copy");
+        }
+    }
+}
+
+/// A complete run of the reference system, to be broken.
+struct Broken {
+    folder: tempfile::TempDir,
+}
+
+impl Broken {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        copy(&fixture("tr32"), &folder.path().join("tr32"));
+        Self { folder }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("tr32")
+    }
+
+    fn edit(&self, file: &str, change: impl Fn(&str) -> String) {
+        let path = self.dir().join(file);
+        let old = fs::read_to_string(&path).expect("a file");
+        let new = change(&old);
+        assert_ne!(old, new, "the edit changes something");
+        fs::write(path, new).expect("a file");
+    }
+
+    /// The report with further flags: exit status and both outputs.
+    fn report(&self, flags: &[&str]) -> (Option<i32>, String) {
+        let dir = self.dir().display().to_string();
+        let output = report(&[&[dir.as_str()], flags].concat());
+        (
+            output.status.code(),
+            text(&output.stdout) + &text(&output.stderr),
+        )
+    }
+
+    /// Asserts that the run is refused with this sentence, and shown below it with --allow-incomplete.
+    fn refused(&self, sentence: &str) {
+        let (code, said) = self.report(&[]);
+        assert_eq!(code, Some(3), "{said}");
+        assert!(said.contains(sentence), "{said}");
+        assert!(
+            said.contains("--allow-incomplete") && !said.contains("## Figures"),
+            "{said}"
+        );
+        let (code, said) = self.report(&["--allow-incomplete"]);
+        assert_eq!(code, Some(0), "{said}");
+        let (finding, figures) = (said.find(sentence), said.find("## Figures"));
+        assert!(finding.is_some() && finding < figures, "{said}");
+    }
+
+    /// Asserts that the run is shown with this sentence above its figures.
+    fn noted(&self, sentence: &str) {
+        let (code, said) = self.report(&[]);
+        assert_eq!(code, Some(0), "{said}");
+        let (finding, figures) = (said.find(sentence), said.find("## Figures"));
+        assert!(finding.is_some() && finding < figures, "{said}");
+    }
+}
+
+#[test]
+fn a_log_in_another_zone_is_refused_with_the_zone_that_mends_it() {
+    let run = Broken::new();
+    let eight_hours_back = |log: &str| log.replace("2026-01-05 08:", "2026-01-05 00:");
+    run.edit("driver.log", eight_hours_back);
+    run.edit("logs/tau2_global.log", eight_hours_back);
+    run.refused(
+        "wrong time zone: none of 341 events falls into the KV samples, 341 would 8 h later",
+    );
+    run.refused("the log's zone seems to be -08:00: add --log-tz=-08:00");
+    for zone in ["--log-tz=-08:00", "--log-tz=America/Los_Angeles"] {
+        let (code, said) = run.report(&[zone]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("36 tasks and 234 steps in it"), "{said}");
+    }
+}
+
+#[test]
+fn without_driver_log_no_task_rate_is_shown_as_zero() {
+    let run = Broken::new();
+    fs::remove_file(run.dir().join("driver.log")).expect("a file");
+    run.refused("incomplete: driver.log is missing: nothing says which tasks finished");
+    let (_, said) = run.report(&["--allow-incomplete"]);
+    let row = said
+        .lines()
+        .find(|line| line.starts_with("| thunderreact (incomplete)"));
+    let row = row.expect("a row of figures");
+    assert!(
+        row.contains("|          - |     0.43 |"),
+        "no tasks/min, and steps/s: {row}"
+    );
+}
+
+#[test]
+fn many_samples_without_a_number_put_the_window_in_doubt() {
+    let run = Broken::new();
+    run.noted("2 of 150 KV samples are NaN");
+    run.edit("kv_cache_timeseries.csv", |csv| {
+        let lines = csv
+            .lines()
+            .enumerate()
+            .map(|(index, line)| match line.rsplit_once(',') {
+                Some((row, _)) if index % 5 == 4 => format!("{row},NaN\n"),
+                _ => format!("{line}\n"),
+            });
+        lines.collect()
+    });
+    run.refused(
+        "no window: 32 of 150 KV samples are NaN: the backend did not answer the sampler (21 %)",
+    );
+}
+
+#[test]
+fn glued_lines_are_read_and_counted() {
+    let run = Broken::new();
+    run.noted("7 log records stood behind other text on their line, and were read");
+    run.edit("driver.log", |log| {
+        log.replacen("\n[PROFILE]", "DEBUG: done[PROFILE]", 5)
+    });
+    run.noted("log records stood behind other text on their line, and were read");
+    let (_, said) = run.report(&[]);
+    assert!(said.contains("36 tasks and 234 steps in it"), "{said}");
+}
+
+#[test]
+fn markers_that_python_printed_as_tuples_are_read_and_counted() {
+    let run = Broken::new();
+    run.noted("45 completion markers were printed as a Python tuple, and were read");
+    run.edit("driver.log", |log| {
+        log.replace("('[TAU2_TASK_COMPLETE]", "[TAU2_TASK_COMPLETE]")
+    });
+    let (code, said) = run.report(&[]);
+    assert_eq!(code, Some(0));
+    assert!(!said.contains("tuple"), "{said}");
+}
+
+#[test]
+fn a_killed_run_is_refused() {
+    let run = Broken::new();
+    run.edit("driver.log", |log| {
+        let lines = log
+            .lines()
+            .filter(|line| !line.contains("Global evaluation complete"));
+        lines.take(600).flat_map(|line| [line, "\n"]).collect()
+    });
+    fs::remove_file(run.dir().join("outputs/metrics_global.json")).expect("a file");
+    run.refused("incomplete: the run was killed or is still running: the driver's summary line is not there");
+    run.refused("incomplete: fewer results than tasks:");
+}
+
+#[test]
+fn a_run_that_was_never_under_pressure_has_no_window() {
+    let dir = fixture("edge_never_above").display().to_string();
+    let output = report(&[&dir]);
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("no window: no active window: never above 70 % (highest 59 %); choose another --threshold"),
+        "{said}"
+    );
+}
+
+#[test]
+fn unreadable_lines_are_counted_with_an_example() {
+    let run = Broken::new();
+    run.edit("logs/tau2_global.log", |log| {
+        log.replacen("thread=", "thre", 30)
+    });
+    run.refused("incomplete: logs/tau2_global.log: 30 of");
+    let (_, said) = run.report(&[]);
+    assert!(said.contains("e.g. [") && said.contains("thre14"), "{said}");
+}
+
+#[test]
+fn samples_that_end_early_put_the_window_in_doubt() {
+    let run = Broken::new();
+    run.edit("kv_cache_timeseries.csv", |csv| {
+        csv.lines().take(80).flat_map(|line| [line, "\n"]).collect()
+    });
+    run.refused("no window: the KV samples do not cover the run: they end");
+}
+
+#[test]
+fn the_published_tables_come_out_of_runs_with_the_published_counts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dirs = PUBLISHED.map(|shape| shape.write(folder.path()).display().to_string());
+    let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
+    let output = report(&[&dirs[..], &["--allow-incomplete"]].concat());
+    let said = text(&output.stdout);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{said}{}",
+        text(&output.stderr)
+    );
+    for row in [
+        "| Scenario |",
+        "| C=32     | 3.77 tasks/min | 3.55 tasks/min | 3.36 tasks/min | ThunderReact (+6.3 %, within noise)",
+        "| C=64     | 4.13 tasks/min | 2.50 tasks/min | 3.52 tasks/min | ThunderReact (+17 %)",
+        "| C=128    | 3.24 tasks/min | 2.41 tasks/min | 3.51 tasks/min | Baseline (+8 %)",
+        "| C=32     | 2.97 steps/s | 2.83 steps/s | 2.95 steps/s | ThunderReact (+0.7 %, within noise)",
+        "| C=64     | 3.37 steps/s | 1.89 steps/s | 2.82 steps/s | ThunderReact (+20 %)",
+        "| C=128    | 2.52 steps/s | 1.97 steps/s | 2.83 steps/s | Baseline (+12 %)",
+        "| tasks |      1 |   262 |    12 |",
+        "| steps |    432 | 12658 |   330 |",
+    ] {
+        assert!(said.contains(row), "{row}\n{said}");
+    }
+    let output = report(&[&dirs[..], &["--allow-incomplete", "--lang", "zh"]].concat());
+    let said = text(&output.stdout);
+    let expected = "\
+### TABLE 1: Tasks done / minute (active window)
+
+| 场景  | TR             | CT             | Baseline        | Winner |
+| :---- | :------------- | :------------- | :-------------- | :----- |
+| C=32  | 3.77 tasks/min | 3.55 tasks/min | 3.36 tasks/min | TR |
+| C=64  | 4.13 tasks/min | 2.50 tasks/min | 3.52 tasks/min | TR |
+| C=128  | 3.24 tasks/min | 2.41 tasks/min | 3.51 tasks/min | Baseline |
+
+### TABLE 2: Steps / second (active window)
+
+| 场景  | TR           | CT           | Baseline      | Winner |
+| :---- | :----------- | :----------- | :------------ | :----- |
+| C=32  | 2.97 steps/s | 2.83 steps/s | 2.95 steps/s | TR |
+| C=64  | 3.37 steps/s | 1.89 steps/s | 2.82 steps/s | TR |
+| C=128  | 2.52 steps/s | 1.97 steps/s | 2.83 steps/s | Baseline |
+";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn every_output_is_written_and_the_same_each_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let runs = ["tr32", "ct32"].map(|name| fixture(name).display().to_string());
+    let (json, html, csv, parquet, out) = (
+        at("r.json"),
+        at("r.html"),
+        at("csv"),
+        at("parquet"),
+        at("out"),
+    );
+    let flags = [
+        "--json",
+        &json,
+        "--html",
+        &html,
+        "--csv",
+        &csv,
+        "--parquet",
+        &parquet,
+        "--out",
+        &out,
+        "--manifest",
+    ];
+    let output = report(&[&[runs[0].as_str(), &runs[1]][..], &flags].concat());
+    let said = text(&output.stdout);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{said}{}",
+        text(&output.stderr)
+    );
+    let read = |path: &str| fs::read_to_string(path).expect(path);
+    let value: serde_json::Value = serde_json::from_str(&read(&json)).expect("JSON");
+    assert_eq!(value["runs"][0]["window"]["rates"]["programs"], 36);
+    let digest = value["runs"][0]["artifacts"]["files"][0]["sha256"].as_str();
+    let digest = digest.expect("a digest");
+    assert!(
+        digest.len() == 64 && said.contains(digest),
+        "--manifest prints it too"
+    );
+    assert!(read(&html).starts_with("<!DOCTYPE html>"));
+    for table in ["runs", "programs", "steps", "calls", "samples", "loads"] {
+        assert!(
+            read(&format!("{csv}/{table}.csv")).starts_with("run,policy,"),
+            "{table}"
+        );
+        let bytes = fs::read(format!("{parquet}/{table}.parquet")).expect(table);
+        assert!(
+            bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"),
+            "{table}"
+        );
+    }
+    // A line for the names and one for each of both runs' steps.
+    assert_eq!(
+        read(&format!("{csv}/steps.csv")).lines().count(),
+        1 + 296 + 288
+    );
+    let first = (read(&json), read(&html));
+    report(&[&[runs[0].as_str(), &runs[1]][..], &flags].concat());
+    assert_eq!(first, (read(&json), read(&html)));
+}
+
+#[test]
+fn a_gates_directory_alone_is_reported_from_its_steps() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let step = |program: &str, index: u32, at: f64| {
+        format!(
+            "{{\"program\":\"{program}\",\"step_index\":{index},\"policy\":\"continuum\",\"backend\":null,\
+             \"path\":\"/v1/chat/completions\",\"model\":null,\"stream\":false,\"arrived_s\":{at},\"admitted_s\":null,\
+             \"first_byte_s\":null,\"first_token_s\":null,\"finished_s\":{},\"hold_s\":1.5,\"hold_reason\":null,\
+             \"ttft_s\":null,\"ttft_backend_s\":null,\"tpot_s\":null,\"prompt_tokens\":100,\"cached_tokens\":50,\
+             \"output_tokens\":5,\"tool\":null,\"tool_gap_s\":null,\"outcome\":\"stop\",\"status\":200,\"retries\":0}}\n",
+            at + 10.0
+        )
+    };
+    let steps: String = (0..40)
+        .map(|n| step(&format!("p{}", n / 4), n % 4, f64::from(n) * 10.0))
+        .collect();
+    fs::write(folder.path().join("steps.jsonl"), steps).expect("a file");
+    let row = |n: u32| format!("x,{},8000,vllm:kv_cache_usage_perc,0.9\n", n * 5);
+    let samples: String = (0..=80).map(row).collect();
+    fs::write(
+        folder.path().join("kv_cache_timeseries.csv"),
+        format!("h\n{samples}"),
+    )
+    .expect("a file");
+    let output = report(&[&folder.path().display().to_string()]);
+    let said = text(&output.stdout);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{said}{}",
+        text(&output.stderr)
+    );
+    for sentence in [
+        "programs are derived from steps",
+        "manifest.json is missing",
+        "10 tasks and 40 steps in it",
+        "| continuum |       1.50 |     0.10 |",
+        "0.500",
+    ] {
+        assert!(said.contains(sentence), "{sentence}\n{said}");
+    }
+}
+
+#[test]
+fn flags_are_checked_before_anything_is_read() {
+    for (flags, named) in [
+        (["--label", "TR32"], "NAME=DIR"),
+        (["--threshold", "170"], "--threshold"),
+        (["--log-tz", "Nowhere"], "--log-tz"),
+    ] {
+        let dir = fixture("tr32").display().to_string();
+        let output = report(&[&[dir.as_str()], &flags[..]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output.stderr).contains(named),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+}
