@@ -1,5 +1,7 @@
 //! Shorter programs of the same kind, so that a set ends within a minute of a real GPU.
 
+use std::time::Duration;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -12,6 +14,8 @@ pub struct Shorten {
     pub steps: f64,
     /// Factor on every gap.
     pub gaps: f64,
+    /// Longest gap after that: in a short set one straggler would be the makespan of every policy.
+    pub longest_gap: Duration,
 }
 
 impl Shorten {
@@ -40,7 +44,7 @@ impl Shorten {
             first.added += before;
         }
         for step in &mut program.steps {
-            step.gap = step.gap.mul_f64(self.gaps);
+            step.gap = step.gap.mul_f64(self.gaps).min(self.longest_gap);
         }
     }
 }

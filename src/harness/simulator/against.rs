@@ -10,6 +10,7 @@ use super::SimulateArgs;
 use super::contender::{Contender, REFERENCE};
 use super::plan::jobs;
 use crate::harness::measure::Measures;
+use crate::harness::quickstart::cell::DIRECT;
 use crate::harness::report::load::own;
 use crate::harness::run::Run;
 use crate::harness::rundir::{Manifest, RunDir};
@@ -68,6 +69,7 @@ fn pair(args: &SimulateArgs, name: &str) -> anyhow::Result<Pair> {
             "--against {path}: the run does not say which policy was in front of it; \
              write {path}={REFERENCE} for none"
         ),
+        ("" | DIRECT, DIRECT) | (DIRECT, _) => REFERENCE,
         ("", recorded) => recorded,
         (named, _) => named,
     };

@@ -11,6 +11,7 @@ pub mod swe;
 pub mod tau2;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -18,6 +19,7 @@ use clap::Args;
 use super::simulate::shorten::Shorten;
 use super::simulate::{Shape, Workload};
 use super::trace::{Program, Trace};
+use crate::policy;
 
 /// Flags of `kvgate trace`.
 #[derive(Clone, Debug, Args)]
@@ -28,7 +30,7 @@ pub struct TraceArgs {
     pub shape: String,
     /// Folder with the source data of a built-in trace: `tau2_steps.csv`, or `swe_prompt_lengths.json` and
     /// `swe_rounds.json`
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["programs", "steps_scale", "gap_scale"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["programs", "steps_scale", "gap_scale", "gap_limit"])]
     pub from: Option<PathBuf>,
     /// File to write
     #[arg(long, value_name = "FILE")]
@@ -46,6 +48,9 @@ pub struct TraceArgs {
     /// Factor on every gap
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     pub gap_scale: f64,
+    /// Longest gap: in a short set one straggler would be the makespan of every policy
+    #[arg(long, value_name = "S")]
+    pub gap_limit: Option<f64>,
 }
 
 /// Makes one trace file and says what is in it.
@@ -93,6 +98,7 @@ fn drawn(args: &TraceArgs) -> anyhow::Result<Vec<Program>> {
     for (flag, value) in [
         ("--steps-scale", args.steps_scale),
         ("--gap-scale", args.gap_scale),
+        ("--gap-limit", args.gap_limit.unwrap_or(1.0)),
     ] {
         ensure!(
             value.is_finite() && value > 0.0,
@@ -109,6 +115,9 @@ fn drawn(args: &TraceArgs) -> anyhow::Result<Vec<Program>> {
     let shorten = Shorten {
         steps: args.steps_scale,
         gaps: args.gap_scale,
+        longest_gap: args
+            .gap_limit
+            .map_or(Duration::MAX, Duration::from_secs_f64),
     };
     let mut programs: Vec<_> = workload.supply(args.seed).take(args.programs).collect();
     for program in &mut programs {
