@@ -6,9 +6,13 @@
 #![expect(clippy::expect_used, reason = "a test may stop at the first surprise")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+
+use server::Server;
+
+#[path = "support/server.rs"]
+mod server;
 
 /// Names under which a Python may be found, newest first.
 const PYTHONS: [&str; 5] = [
@@ -21,37 +25,9 @@ const PYTHONS: [&str; 5] = [
 /// What the client needs of it.
 const IS_NEW_ENOUGH: &str = "import sys, venv; sys.exit(sys.version_info < (3, 10))";
 
-/// A server of ours, killed when the test is over.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-impl Server {
-    /// Starts `kvgate` with these arguments and waits until it says where it listens.
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kvgate"))
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("kvgate starts");
-        let output = child.stdout.take().expect("its output is piped");
-        let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-        let said = |line: String| line.strip_prefix("listening on ").map(str::to_owned);
-        let url = lines.find_map(said);
-        Self {
-            child,
-            url: url.expect("kvgate says where it listens"),
-        }
-    }
+/// `kvgate` with these arguments.
+fn kvgate(arguments: &[&str]) -> Server {
+    Server::start(Command::new(env!("CARGO_BIN_EXE_kvgate")).args(arguments))
 }
 
 fn python() -> Option<&'static str> {
@@ -114,7 +90,7 @@ fn the_official_client_sees_no_difference() {
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai");
     let interpreter = client(python, &folder.join("requirements.txt"));
-    let engine = Server::start(&[
+    let engine = kvgate(&[
         "engine",
         "--listen",
         "127.0.0.1:0",
@@ -123,7 +99,7 @@ fn the_official_client_sees_no_difference() {
         "--speedup",
         "20",
     ]);
-    let gate = Server::start(&["serve", "--listen", "127.0.0.1:0", "--backend", &engine.url]);
+    let gate = kvgate(&["serve", "--listen", "127.0.0.1:0", "--backend", &engine.url]);
 
     let report = run(Command::new(interpreter)
         .arg(folder.join("differential.py"))

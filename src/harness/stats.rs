@@ -36,7 +36,7 @@ pub struct Spread {
 impl Spread {
     /// The spread of `values`, which are sorted in place; `None` for an empty sample. NaN sorts last.
     pub fn of(values: &mut [f64]) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
+        values.sort_unstable_by(f64::total_cmp);
         Some(Self {
             n: values.len(),
             mean: mean(values)?,

@@ -156,8 +156,9 @@ impl Body<'_> {
             output.tail = tokenizer::tokens(ARGUMENTS_TAIL).collect();
         }
         if self.ignore_eos != Some(true) {
-            let shortest = output.head.len() + output.tail.len() + 1;
-            let shortest = u32::try_from(shortest).unwrap_or(u32::MAX);
+            // A turn that says nothing at all is refused by clients: the end mark follows a word, or a tool call.
+            let said = (output.head.len() + output.tail.len()).max(1);
+            let shortest = u32::try_from(said + 1).unwrap_or(u32::MAX);
             let own = geometric(seed)
                 .max(self.min_tokens.unwrap_or(0))
                 .max(shortest);

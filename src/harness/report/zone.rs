@@ -71,7 +71,7 @@ pub fn events(run: &Run) -> Vec<f64> {
     let programs = run.programs.iter().filter(|p| p.ending.is_some());
     let steps = run.steps.iter().map(|step| step.finished_s);
     let mut events: Vec<f64> = programs.map(|p| p.last_s).chain(steps).collect();
-    events.sort_by(f64::total_cmp);
+    events.sort_unstable_by(f64::total_cmp);
     events
 }
 
