@@ -90,86 +90,39 @@ fn engine() -> Engine {
     Engine(child, url)
 }
 
+/// Runs a command line whose words hold no blanks; what it printed, if it succeeded.
+fn printed(line: &str) -> String {
+    let run = kvgate(&line.split_whitespace().collect::<Vec<_>>());
+    let text = String::from_utf8_lossy(&run.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{line}\n{text}{complaint}");
+    text
+}
+
 #[test]
 fn a_live_server_is_played_on_with_and_without_a_gate_and_compared_with_the_simulation() {
     let temp = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| temp.path().join(name).display().to_string();
-    let (trace, out) = (path("orch.jsonl"), path("runs"));
-    let drawn = [
-        "trace",
-        "orch",
-        "--programs",
-        "3",
-        "--steps-scale",
-        "0.2",
-        "--gap-scale",
-        "0.01",
-        "--out",
-        &trace,
-    ];
-    assert!(kvgate(&drawn).status.success());
+    let dir = temp.path().display();
+    printed(&format!(
+        "trace orch --programs 3 --steps-scale 0.2 --gap-scale 0.01 --out {dir}/orch.jsonl"
+    ));
     let engine = engine();
-    let live = [
-        "quickstart",
-        "--backend",
-        &engine.1,
-        "--trace",
-        &trace,
-        "--policies",
-        "direct,baseline",
-        "--concurrency",
-        "2",
-        "--stand-in",
-        "--quiet",
-        "--out",
-        &out,
-    ];
-    let text = |run: &Output| String::from_utf8_lossy(&run.stdout).into_owned();
-    let run = kvgate(&live);
-    assert!(
-        run.status.success(),
-        "{}{}",
-        text(&run),
-        String::from_utf8_lossy(&run.stderr)
+    let live = format!(
+        "quickstart --backend {} --trace {dir}/orch.jsonl --policies direct,baseline --concurrency 2 \
+         --stand-in --quiet --out {dir}",
+        engine.1
     );
-    assert!(text(&run).contains("orch C=2 direct: "), "{}", text(&run));
+    let text = printed(&format!("{live}/runs"));
+    assert!(text.contains("orch C=2 direct: "), "{text}");
 
     // Nothing is begun once the time is spent, and what is there is kept.
-    let later = kvgate(&[&live[..], &["--budget-s", "0", "--keep"]].concat());
-    assert_eq!(
-        text(&later).matches(": kept").count(),
-        2,
-        "{}",
-        text(&later)
-    );
-    let others = path("others");
-    let other = kvgate(&[&live[..live.len() - 1], &[&others, "--budget-s", "0"]].concat());
-    assert!(
-        text(&other).contains("2 cells are left"),
-        "{}",
-        text(&other)
-    );
+    let kept = printed(&format!("{live}/runs --budget-s 0 --keep"));
+    assert_eq!(kept.matches(": kept").count(), 2, "{kept}");
+    let none = printed(&format!("{live}/others --budget-s 0"));
+    assert!(none.contains("2 cells are left"), "{none}");
 
-    let (direct, gated) = (path("runs/c2-direct"), path("runs/c2-baseline"));
-    let against = [
-        "simulate",
-        "--cost",
-        "cpu-tiny",
-        "--history",
-        "stand-in",
-        "--against",
-        &direct,
-        &gated,
-    ];
-    let beside = kvgate(&against);
-    assert!(
-        beside.status.success(),
-        "{}",
-        String::from_utf8_lossy(&beside.stderr)
-    );
-    assert!(
-        text(&beside).contains("of 2 runs: steps/s within"),
-        "{}",
-        text(&beside)
-    );
+    let beside = printed(&format!(
+        "simulate --cost cpu-tiny --history stand-in --against {dir}/runs/c2-direct {dir}/runs/c2-baseline"
+    ));
+    assert!(beside.contains("of 2 runs: steps/s within"), "{beside}");
 }

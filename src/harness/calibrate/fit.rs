@@ -177,7 +177,7 @@ fn solve(points: &[Point], knee: f64, server: Server) -> Option<CostModel> {
     // A constant that no point depends on is zero: weights, where every iteration is bound by its tokens.
     let mut free = std::array::from_fn(|index| normal[index][index] > 0.0);
     loop {
-        let solution = eliminate(&normal, &free)?;
+        let solution = eliminate(&normal, free)?;
         let least = (0..CONSTANTS).min_by(|a, b| solution[*a].total_cmp(&solution[*b]))?;
         if solution[least] >= 0.0 {
             return Some(from_constants(solution));
@@ -190,7 +190,7 @@ fn solve(points: &[Point], knee: f64, server: Server) -> Option<CostModel> {
 /// scaled to their diagonal, since the constants differ by seven orders of magnitude.
 fn eliminate(
     normal: &[[f64; CONSTANTS + 1]; CONSTANTS],
-    free: &[bool; CONSTANTS],
+    free: [bool; CONSTANTS],
 ) -> Option<Factors> {
     let at: Vec<usize> = (0..CONSTANTS).filter(|index| free[*index]).collect();
     let scale = |index: usize| normal[index][index].sqrt();

@@ -38,6 +38,7 @@ const LENGTH_SLACK: u32 = 20;
 
 /// Flags of `kvgate quickstart`.
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct QuickstartArgs {
     /// Policies to compare; with --backend also `direct`: no gate at all
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', default_values = ["baseline", "thunderreact", "continuum"])]

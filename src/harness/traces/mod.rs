@@ -117,7 +117,7 @@ fn drawn(args: &TraceArgs) -> anyhow::Result<Vec<Program>> {
         gaps: args.gap_scale,
         longest_gap: args
             .gap_limit
-            .map_or(Duration::MAX, Duration::from_secs_f64),
+            .map_or(Duration::MAX, policy::settings::duration),
     };
     let mut programs: Vec<_> = workload.supply(args.seed).take(args.programs).collect();
     for program in &mut programs {
