@@ -2,7 +2,7 @@
 //!
 //! About two minutes of single requests and small batches on an otherwise idle server: the time to the first token of
 //! prompts of several lengths, new and cached; the time between tokens in several batches and contexts; the KV
-//! capacity from `/metrics`. [`probe`] asks, [`fit`] explains. The preset is a TOML file for `--cost` of
+//! capacity from `/metrics`. [`probe`] asks, [`mod@fit`] explains. The preset is a TOML file for `--cost` of
 //! `kvgate simulate` and `kvgate engine`; the points are written beside it, and can be fitted again without a server.
 
 pub mod fit;
