@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    engine, journal, quickstart, reference, replay, report, simulator, traces, vectors,
+    calibrate, engine, journal, quickstart, reference, replay, report, simulator, traces, vectors,
 };
 use crate::proxy;
 
@@ -31,6 +31,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Reference(args) => Ok(reference::scripts::run(&args)),
         Command::Journal(args) => journal::run(&args).map(status),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Calibrate(args) => calibrate::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckVectors(args) => check_vectors(&args),
     }

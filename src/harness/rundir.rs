@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | `manifest.json` | harness | the whole [`Manifest`] |
 //! | `programs.jsonl` | replay | a [`ProgramRecord`] |
-//! | `client_steps.jsonl` | replay | a [`StepRecord`] as the client saw it (no hold, no policy) |
+//! | `client_steps.jsonl` | replay | a [`crate::telemetry::StepRecord`] as the client saw it (no hold, no policy) |
 //! | `summary.json` | harness | the whole [`super::measure::Measures`] |
-//! | `steps.jsonl` | gate | a [`StepRecord`] |
+//! | `steps.jsonl` | gate | a [`crate::telemetry::StepRecord`] |
 //! | `kv_cache_timeseries.csv` | gate | a sample of one KV usage series, in the reference experiment's layout |
 //! | `kv_samples.jsonl` | gate | a wide sample |
 

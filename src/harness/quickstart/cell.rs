@@ -1,4 +1,4 @@
-//! One cell of the matrix: a fresh engine, a fresh gate, one replay, and whether the machine kept up.
+//! One cell of the matrix: a fresh engine or a live server, a fresh gate, one replay, and whether the machine kept up.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -18,6 +18,8 @@ use crate::harness::trace::Trace;
 const SAMPLE_INTERVAL_S: f64 = 5.0;
 /// Run seconds between the gate's scrapes of the engine. Less would cost a sped-up run more than it tells.
 const SCRAPE_INTERVAL_S: f64 = 2.5;
+/// Seconds between the gate's scrapes of a live server, as by default.
+const LIVE_SCRAPE_INTERVAL_S: f64 = 0.5;
 /// Machine time between looks at the engine's lag.
 const LAG_POLL: Duration = Duration::from_millis(250);
 /// Mean lag of the engine, in seconds of the run, above which latencies are not to be trusted.
@@ -27,10 +29,27 @@ const MAX_LATE_SHARE: f64 = 0.1;
 /// Time for one request, hold included, of the run.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3_600);
 
+/// The policy that is none: the replay plays straight at a live server.
+pub const DIRECT: &str = "direct";
+
+/// What serves the model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Backend {
+    /// An embedded engine, started for the cell.
+    Embedded {
+        /// Its cost preset and KV cache.
+        engine: EngineManifest,
+        /// Longest prompt and reply together, in tokens.
+        max_model_len: u32,
+    },
+    /// A server that runs already, at this URL.
+    Live(String),
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// The gate's policy.
+    /// The gate's policy, or [`DIRECT`].
     pub policy: String,
     /// Programs in flight.
     pub concurrency: usize,
@@ -40,12 +59,12 @@ pub struct Cell {
     pub trace: Arc<Trace>,
     /// Run seconds per machine second.
     pub speedup: f64,
-    /// The engine's cost preset and KV cache.
-    pub engine: EngineManifest,
-    /// Longest prompt and reply together, in tokens.
-    pub max_model_len: u32,
+    /// What serves the model.
+    pub backend: Backend,
     /// Ask for streams.
     pub stream: bool,
+    /// Let words stand in for replies.
+    pub stand_in: bool,
     /// Seed of the texts.
     pub seed: u64,
     /// Its run directory.
@@ -74,7 +93,7 @@ impl Cell {
                 && manifest.concurrency == self.concurrency
                 && manifest.programs == self.programs
                 && manifest.trace == self.trace.name
-                && manifest.engine.as_ref() == Some(&self.engine)
+                && manifest.engine.as_ref() == self.backend.engine()
         });
         let text = std::fs::read(self.dir.join("summary.json")).unwrap_or_default();
         played && serde_json::from_slice(&text).is_ok_and(|summary: Summary| summary.complete)
@@ -87,34 +106,67 @@ impl Cell {
     pub async fn run(&self, cancel: CancellationToken) -> anyhow::Result<Finished> {
         let dir = RunDir::create(&self.dir)?;
         let clock = Clock::scaled(self.speedup, None);
-        let engine = Server::start("engine", &self.engine_args(), dir.path()).await?;
-        let gate_args = self.gate_args(engine.url(), clock.epoch_unix());
-        let gate = Server::start("serve", &gate_args, dir.path()).await?;
-        let replay = self.replay(gate.url(), dir, clock);
-        let over = CancellationToken::new();
-        let (summary, lag_s) = tokio::join!(
-            async {
-                let summary = Box::pin(replay.play(cancel)).await;
-                over.cancel();
-                summary
-            },
-            mean_lag_s(engine.url(), &over)
-        );
-        // Stopped before the figures are judged: the gate writes its last records as it ends.
-        let stopped = gate.stop().await;
-        engine.stop().await?;
+        let engine = match &self.backend {
+            Backend::Embedded { .. } => {
+                Some(Server::start("engine", &self.engine_args(), dir.path()).await?)
+            }
+            Backend::Live(_) => None,
+        };
+        let (summary, lag_s) = match (&self.backend, &engine) {
+            (Backend::Live(url), _) => (self.play(url, dir, clock, cancel).await, None),
+            (Backend::Embedded { .. }, None) => anyhow::bail!("the engine was not started"),
+            (Backend::Embedded { .. }, Some(engine)) => {
+                let over = CancellationToken::new();
+                let play = async {
+                    let summary = self.play(engine.url(), dir, clock, cancel).await;
+                    over.cancel();
+                    summary
+                };
+                tokio::join!(play, mean_lag_s(engine.url(), &over))
+            }
+        };
+        if let Some(engine) = engine {
+            engine.stop().await?;
+        }
         let summary = summary?;
-        stopped?;
         let warning = warning(&summary, lag_s);
         Ok(Finished { summary, warning })
     }
 
+    /// Plays the set at the server at `url`, through a gate of its own unless it is [`DIRECT`].
+    async fn play(
+        &self,
+        url: &str,
+        dir: RunDir,
+        clock: Clock,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<Summary> {
+        if self.policy == DIRECT {
+            return Box::pin(self.replay(url, dir, clock).play(cancel)).await;
+        }
+        let gate_args = self.gate_args(url, clock.epoch_unix());
+        let gate = Server::start("serve", &gate_args, dir.path()).await?;
+        let summary = Box::pin(self.replay(gate.url(), dir, clock).play(cancel)).await;
+        // Stopped before the figures are judged: the gate writes its last records as it ends.
+        let stopped = gate.stop().await;
+        let summary = summary?;
+        stopped?;
+        Ok(summary)
+    }
+
     fn engine_args(&self) -> Vec<String> {
+        let Backend::Embedded {
+            engine,
+            max_model_len,
+        } = &self.backend
+        else {
+            return Vec::new();
+        };
         flags(&[
-            ("--cost", &self.engine.cost),
-            ("--kv-blocks", &self.engine.kv_blocks),
-            ("--block-size", &self.engine.block_size),
-            ("--max-model-len", &self.max_model_len),
+            ("--cost", &engine.cost),
+            ("--kv-blocks", &engine.kv_blocks),
+            ("--block-size", &engine.block_size),
+            ("--max-model-len", max_model_len),
             ("--speedup", &self.speedup),
         ])
     }
@@ -125,12 +177,19 @@ impl Cell {
             ("--policy", &self.policy),
             ("--run-dir", &self.dir.display()),
             ("--sample-interval", &SAMPLE_INTERVAL_S),
-            ("--scrape-interval", &SCRAPE_INTERVAL_S),
+            ("--scrape-interval", &self.scrape_interval_s()),
             ("--time-scale", &self.speedup),
             ("--time-epoch", &epoch_unix),
             ("--drain-settle", &0),
             ("--drain-timeout", &2),
         ])
+    }
+
+    const fn scrape_interval_s(&self) -> f64 {
+        match self.backend {
+            Backend::Embedded { .. } => SCRAPE_INTERVAL_S,
+            Backend::Live(_) => LIVE_SCRAPE_INTERVAL_S,
+        }
     }
 
     fn replay(&self, gate: &str, dir: RunDir, clock: Clock) -> Replay {
@@ -141,16 +200,36 @@ impl Cell {
             programs: self.programs,
             stream: self.stream,
             tools: true,
+            stand_in: self.stand_in,
+            seed: self.text_seed(clock),
             dir,
             clock,
             model: None,
-            seed: self.seed,
             timeout: REQUEST_TIMEOUT,
             max_retries: 3,
             quiet: self.quiet,
             label: self.label.clone(),
             policy: Some(self.policy.clone()),
-            engine: Some(self.engine.clone()),
+            engine: self.backend.engine().cloned(),
+        }
+    }
+
+    /// A live server keeps its cache from cell to cell: each cell says something else, or it would find its prompts
+    /// there.
+    const fn text_seed(&self, clock: Clock) -> u64 {
+        match self.backend {
+            Backend::Embedded { .. } => self.seed,
+            Backend::Live(_) => self.seed ^ clock.epoch_unix().to_bits(),
+        }
+    }
+}
+
+impl Backend {
+    /// The embedded engine, if it is one.
+    pub const fn engine(&self) -> Option<&EngineManifest> {
+        match self {
+            Self::Embedded { engine, .. } => Some(engine),
+            Self::Live(_) => None,
         }
     }
 }

@@ -17,13 +17,14 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use self::cell::{Cell, Finished};
+use self::cell::{Backend, Cell, DIRECT, Finished};
 use super::replay::cancelled_by_signal;
 use super::report::load::{self, Source};
 use super::report::{Report, text};
 use super::rundir::{EngineManifest, RunDir};
 use super::trace::Trace;
 use super::window::THRESHOLD_PERCENT;
+use crate::clock::Clock;
 use crate::policy;
 
 /// KV blocks that Qwen3-8B leaves on the RTX 5090 of the reference experiment: 95,488 tokens.
@@ -37,16 +38,26 @@ const LENGTH_SLACK: u32 = 20;
 
 /// Flags of `kvgate quickstart`.
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct QuickstartArgs {
-    /// Policies to compare
+    /// Policies to compare; with --backend also `direct`: no gate at all
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', default_values = ["baseline", "thunderreact", "continuum"])]
     pub policies: Vec<String>,
     /// Programs in flight, one row of the table each
     #[arg(long, value_name = "C", num_args = 1.., value_delimiter = ',', default_values_t = [8, 32, 64])]
     pub concurrency: Vec<usize>,
-    /// Size of the fixed set of programs of each cell [default: 4C + 32]
+    /// Size of the fixed set of programs of each cell [default: 4C + 32; with --backend, the trace's]
     #[arg(long, value_name = "N")]
     pub programs: Option<usize>,
+    /// A live vLLM to play on, in real time and with streams, instead of an embedded engine
+    #[arg(long, value_name = "URL", conflicts_with_all = ["speedup", "cost", "kv_blocks", "stream"])]
+    pub backend: Option<String>,
+    /// Put words of our own in place of replies, for a live model with random weights
+    #[arg(long, requires = "backend")]
+    pub stand_in: bool,
+    /// Begin no cell after this many seconds; the same command with --keep goes on
+    #[arg(long, value_name = "S")]
+    pub budget_s: Option<f64>,
     /// Seconds of the run per real second
     #[arg(long, value_name = "FACTOR", default_value_t = 60.0)]
     pub speedup: f64,
@@ -86,8 +97,17 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
     say(&intro(&args, &cells));
     let mut done = Vec::new();
     let mut notes = general_notes(&args);
+    let clock = Clock::real();
+    let begun = clock.now();
+    let mut left = 0;
     for (index, cell) in cells.iter().enumerate() {
-        let finished = if args.keep && cell.is_there() {
+        let spent = clock.now().since(begun).as_secs_f64();
+        let is_kept = args.keep && cell.is_there();
+        if !is_kept && args.budget_s.is_some_and(|budget| spent >= budget) {
+            left += 1;
+            continue;
+        }
+        let finished = if is_kept {
             say(&format!("{}: kept", cell.label));
             None
         } else {
@@ -115,6 +135,11 @@ pub async fn run(args: QuickstartArgs) -> anyhow::Result<()> {
         )
     });
     conclude(&done, &out, notes)?;
+    if left > 0 {
+        say(&format!(
+            "--budget-s is spent: {left} cells are left; the same command with --keep goes on"
+        ));
+    }
     ensure!(
         !cancel.is_cancelled(),
         "interrupted after {} of {} cells",
@@ -147,9 +172,12 @@ fn conclude(done: &[&Cell], out: &RunDir, notes: Vec<String>) -> anyhow::Result<
 /// busy does not always meet the same one.
 fn plan(args: &QuickstartArgs) -> anyhow::Result<(Vec<Cell>, RunDir)> {
     for name in &args.policies {
-        if policy::Config::by_name(name).is_none() {
+        let direct = name == DIRECT && args.backend.is_some();
+        if !direct && policy::Config::by_name(name).is_none() {
             let names = policy::Config::NAMES.join(", ");
-            bail!("--policies: no policy {name:?}; choose from {names}");
+            bail!(
+                "--policies: no policy {name:?}; choose from {names}, or {DIRECT} with --backend"
+            );
         }
     }
     ensure!(
@@ -178,7 +206,7 @@ fn plan(args: &QuickstartArgs) -> anyhow::Result<(Vec<Cell>, RunDir)> {
 
 fn out_dir(args: &QuickstartArgs, trace: &Trace) -> anyhow::Result<RunDir> {
     let Some(out) = &args.out else {
-        let now = crate::clock::Clock::real();
+        let now = Clock::real();
         let stamp = now.unix(now.now());
         return RunDir::create(format!("runs/quickstart-{}-{stamp:.0}", trace.file_stem()));
     };
@@ -200,6 +228,29 @@ fn cell_of(
     policy: &str,
     concurrency: usize,
 ) -> anyhow::Result<Cell> {
+    let (backend, whole) = match &args.backend {
+        Some(url) => (Backend::Live(url.clone()), trace.programs.len()),
+        None => (embedded(args, trace, concurrency)?, 4 * concurrency + 32),
+    };
+    let is_live = args.backend.is_some();
+    Ok(Cell {
+        policy: policy.to_owned(),
+        concurrency,
+        programs: args.programs.unwrap_or(whole),
+        trace: Arc::clone(trace),
+        speedup: if is_live { 1.0 } else { args.speedup },
+        backend,
+        stream: args.stream || is_live,
+        stand_in: args.stand_in,
+        seed: args.seed,
+        dir: out.path().join(format!("c{concurrency}-{policy}")),
+        quiet: args.quiet,
+        label: format!("{} C={concurrency} {policy}", trace.file_stem()),
+    })
+}
+
+/// An engine that holds this trace's longest context.
+fn embedded(args: &QuickstartArgs, trace: &Trace, concurrency: usize) -> anyhow::Result<Backend> {
     let longest = longest_context(trace);
     let max_model_len = longest + longest / LENGTH_SLACK;
     // One block more than the longest context needs: the engine keeps one for itself.
@@ -212,24 +263,13 @@ fn cell_of(
         kv_blocks >= least,
         "--kv-blocks must be at least {least} for the longest context of this trace"
     );
-    let label = format!("{} C={concurrency} {policy}", trace.file_stem());
-    Ok(Cell {
-        policy: policy.to_owned(),
-        concurrency,
-        programs: args.programs.unwrap_or(4 * concurrency + 32),
-        trace: Arc::clone(trace),
-        speedup: args.speedup,
+    Ok(Backend::Embedded {
         engine: EngineManifest {
             cost: args.cost.clone(),
             kv_blocks,
             block_size: BLOCK_SIZE,
         },
         max_model_len,
-        stream: args.stream,
-        seed: args.seed,
-        dir: out.path().join(format!("c{concurrency}-{policy}")),
-        quiet: args.quiet,
-        label,
     })
 }
 
@@ -241,18 +281,23 @@ fn longest_context(trace: &Trace) -> u32 {
 }
 
 fn intro(args: &QuickstartArgs, cells: &[Cell]) -> String {
+    let what = match &args.backend {
+        Some(url) => url.clone(),
+        None => format!("engine {}, {}x real time", args.cost, args.speedup),
+    };
     format!(
-        "{} cells: {} x C={:?}, trace {}, engine {}, {}x real time",
+        "{} cells: {} x C={:?}, trace {}, {what}",
         cells.len(),
         args.policies.join(" "),
         args.concurrency,
         args.trace,
-        args.cost,
-        args.speedup
     )
 }
 
 fn general_notes(args: &QuickstartArgs) -> Vec<String> {
+    if let Some(url) = &args.backend {
+        return vec![format!("{url} in real time, one run a cell")];
+    }
     let mut notes = vec![format!(
         "a model of an engine at {}x real time, one run a cell; repeats of a cell differ by up to 7 %",
         args.speedup
@@ -299,6 +344,9 @@ mod tests {
             policies: vec!["baseline".to_owned(), "continuum".to_owned()],
             concurrency: vec![8, 32],
             programs: None,
+            backend: None,
+            stand_in: false,
+            budget_s: None,
             speedup: 40.0,
             trace: "tau2".to_owned(),
             cost: "rtx5090-qwen3-8b".to_owned(),
@@ -332,15 +380,36 @@ mod tests {
         );
         for row in cells.chunks(2) {
             assert_eq!(
-                (row[0].programs, &row[0].engine),
-                (row[1].programs, &row[1].engine)
+                (row[0].programs, &row[0].backend),
+                (row[1].programs, &row[1].backend)
             );
         }
+        let blocks = |cell: &Cell| cell.backend.engine().unwrap().kv_blocks;
+        assert_eq!((blocks(&cells[0]), blocks(&cells[2])), (2_048, 5_968));
+        let Backend::Embedded { max_model_len, .. } = &cells[0].backend else {
+            panic!("no backend was given");
+        };
+        assert!(blocks(&cells[0]) * BLOCK_SIZE > *max_model_len);
+    }
+
+    #[test]
+    fn a_live_server_gets_the_whole_trace_in_real_time_and_no_gate_where_asked() {
+        let temp = tempfile::tempdir().unwrap();
+        let live = args(|a| {
+            a.out = Some(temp.path().to_owned());
+            a.backend = Some("http://127.0.0.1:1".to_owned());
+            a.policies = vec![DIRECT.to_owned(), "baseline".to_owned()];
+        });
+        let (cells, _) = plan(&live).unwrap();
         assert_eq!(
-            (cells[0].engine.kv_blocks, cells[2].engine.kv_blocks),
-            (2_048, 5_968)
+            cells[0].backend,
+            Backend::Live("http://127.0.0.1:1".to_owned())
         );
-        assert!(cells[0].engine.kv_blocks * BLOCK_SIZE > cells[0].max_model_len);
+        assert_eq!((cells[0].programs, cells[0].stream), (164, true));
+        assert!((cells[0].speedup - 1.0).abs() < 1e-9);
+        let embedded = args(|a| a.policies = vec![DIRECT.to_owned()]);
+        let error = plan(&embedded).unwrap_err().to_string();
+        assert!(error.contains("direct with --backend"), "{error}");
     }
 
     #[test]

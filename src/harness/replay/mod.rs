@@ -65,6 +65,10 @@ pub struct ReplayArgs {
     /// Offer no tools and ask for no tool calls
     #[arg(long)]
     pub no_tools: bool,
+    /// Put words, as many as a reply had tokens, into the history instead of the reply: for a model with random
+    /// weights, whose text would come back as other and more tokens
+    #[arg(long)]
+    pub stand_in: bool,
     /// Run directory [default: runs/replay-TRACE-cC-TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -93,6 +97,7 @@ pub struct ReplayArgs {
 
 /// One replay, checked.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Replay {
     /// Where requests go.
     pub url: String,
@@ -106,6 +111,8 @@ pub struct Replay {
     pub stream: bool,
     /// Offer tools.
     pub tools: bool,
+    /// Let words stand in for replies.
+    pub stand_in: bool,
     /// Where records go.
     pub dir: RunDir,
     /// The run's time.
@@ -217,6 +224,7 @@ impl Replay {
             trace: Arc::new(trace),
             stream: !args.no_stream,
             tools: !args.no_tools,
+            stand_in: args.stand_in,
             dir: RunDir::create(out)?,
             clock,
             model: args.model,
@@ -267,6 +275,7 @@ impl Replay {
             } else {
                 std::collections::BTreeMap::new()
             },
+            stand_in: self.stand_in,
             seed: self.seed,
         }
     }

@@ -1,7 +1,7 @@
 //! The makers on a handful of rows.
 
 use super::*;
-use crate::harness::trace::Then;
+use crate::harness::trace::{Step, Then};
 
 const CSV: &str = "\
 source,program,domain,role,step,prompt_tokens,completion_tokens,tok,after,llm_ms,gap_ms,tool_calls
@@ -63,4 +63,52 @@ fn swe_cuts_long_contexts_and_skips_turns_without_room() {
         "the zero of round 0 is no tool time"
     );
     checked("swe", programs).unwrap();
+}
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: TraceArgs,
+}
+
+fn args(line: &str) -> TraceArgs {
+    <Line as clap::Parser>::parse_from(line.split(' ')).args
+}
+
+#[test]
+fn a_drawn_set_is_the_simulations_and_the_same_bytes_each_time() {
+    let line = "trace mix --programs 5 --seed 3 --out unused";
+    let programs = drawn(&args(line)).unwrap();
+    assert_eq!(programs, drawn(&args(line)).unwrap());
+    let shape = Workload::by_name("mix").unwrap();
+    let simulated: Vec<_> = shape.supply(3).take(5).collect();
+    assert_eq!(programs, shape.to_trace(&simulated));
+    checked("mix", programs).unwrap();
+}
+
+#[test]
+fn a_short_set_has_fewer_steps_and_no_gap_above_the_limit() {
+    let steps = |line: &str| {
+        let programs = drawn(&args(line)).unwrap();
+        programs
+            .into_iter()
+            .flat_map(|program| program.steps)
+            .collect::<Vec<_>>()
+    };
+    let whole = steps("trace orch --programs 40 --out unused");
+    let short = steps("trace orch --programs 40 --steps-scale 0.25 --gap-limit 4 --out unused");
+    assert!(short.len() * 3 < whole.len());
+    let longest = |steps: &[Step]| steps.iter().map(|step| step.gap_s).fold(0.0, f64::max);
+    assert!(longest(&whole) > 4.0 && longest(&short) <= 4.0);
+}
+
+#[test]
+fn what_a_trace_cannot_say_is_refused() {
+    let problem = |line: &str| drawn(&args(line)).unwrap_err().to_string();
+    assert!(problem("trace forks --out unused").contains("no forks"));
+    assert!(problem("trace knot --out unused").contains("no shape \"knot\""));
+    assert!(problem("trace orch --gap-scale 0 --out unused").contains("--gap-scale"));
+    assert!(problem("trace orch --programs 0 --out unused").contains("--programs"));
+    let error = recorded("orch", Path::new("."), 1).unwrap_err().to_string();
+    assert!(error.contains("tau2 or swe"), "{error}");
 }
