@@ -5,13 +5,13 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::time::Duration;
 
 use anyhow::{bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::simulate::workload::Shape;
-use super::simulate::{Experiment, History, Measured, calibration, run as simulate};
+use super::simulate::calibration::{self, h100};
+use super::simulate::{Cell, Measured, Shape, Workload, fixed_set};
+use super::trace::Trace;
 use crate::policy;
 
 /// Options of `kvgate simulate`.
@@ -25,13 +25,17 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1.., default_values_t = policy::Config::NAMES.map(str::to_owned))]
     pub policy: Vec<String>,
 
-    /// What the programs look like
-    #[arg(long, value_enum, default_value_t = ShapeName::Orch)]
-    pub shape: ShapeName,
+    /// What the programs look like: a shape, or `tau2` for the recorded trajectories in an order drawn from the seed
+    #[arg(long, value_name = "NAME", default_value = "orch")]
+    pub shape: String,
 
     /// Programs at once, one row each
     #[arg(long, value_name = "C", value_delimiter = ',', num_args = 1.., default_values_t = [32, 64])]
     pub concurrency: Vec<u32>,
+
+    /// Programs in the set [default: 2C + 32]
+    #[arg(long, value_name = "N")]
+    pub programs: Option<usize>,
 
     /// KV capacity in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 84_800)]
@@ -40,35 +44,6 @@ pub struct SimulateArgs {
     /// Seed of the programs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-
-    /// Seconds before the window
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
-    pub warm_up: f64,
-
-    /// Seconds measured
-    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
-    pub window: f64,
-}
-
-/// The shapes, as named on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ShapeName {
-    /// Customer service with long policies, medium gaps
-    Tau2Lognormal,
-    /// Software engineering: long private contexts, short gaps
-    Swe,
-    /// An orchestrator with tools, experts and a simulated user
-    Orch,
-}
-
-impl From<ShapeName> for Shape {
-    fn from(name: ShapeName) -> Self {
-        match name {
-            ShapeName::Tau2Lognormal => Self::Tau2Lognormal,
-            ShapeName::Swe => Self::Swe,
-            ShapeName::Orch => Self::Orch,
-        }
-    }
 }
 
 /// Runs the cells and prints one line each.
@@ -87,7 +62,7 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<()> {
 
 fn table(args: &SimulateArgs) -> anyhow::Result<String> {
     let mut text = String::from(
-        "shape, C              policy        steps/s  hit rate  latency s (p99)  running  waiting  preempted\n",
+        "shape, C              policy        makespan s  steps/s  hit rate  program s mean     p95  hold s  running  waiting  preempted\n",
     );
     for &concurrency in &args.concurrency {
         ensure!(
@@ -96,11 +71,22 @@ fn table(args: &SimulateArgs) -> anyhow::Result<String> {
         );
         for name in &args.policy {
             let measured = cell(args, name, concurrency)?;
-            let shape = format!("{}, {concurrency}", Shape::from(args.shape).name());
+            let shape = format!("{}, {concurrency}", args.shape);
             line(&mut text, &shape, name, &measured);
         }
     }
     Ok(text)
+}
+
+fn workload(name: &str) -> anyhow::Result<Workload> {
+    if let Some(shape) = Shape::by_name(name) {
+        return Ok(Workload::Drawn(shape));
+    }
+    if name == "tau2" {
+        return Ok(Workload::resampled(&Trace::load(name)?));
+    }
+    let shapes = Shape::ALL.map(Shape::name).join(", ");
+    bail!("--shape: {name:?} is unknown; choose from tau2, {shapes}")
 }
 
 fn cell(args: &SimulateArgs, name: &str, concurrency: u32) -> anyhow::Result<Measured> {
@@ -110,36 +96,29 @@ fn cell(args: &SimulateArgs, name: &str, concurrency: u32) -> anyhow::Result<Mea
             policy::Config::NAMES.join(", ")
         );
     };
-    let seconds = |flag, value| {
-        Duration::try_from_secs_f64(value)
-            .map_err(|error| anyhow::anyhow!("{flag}: {value}: {error}"))
-    };
-    let mut experiment = calibration::experiment(args.shape.into(), concurrency, args.seed);
-    let blocks = args.kv_tokens / experiment.engine.block_size;
+    let mut engine = h100();
+    let blocks = args.kv_tokens / engine.block_size;
     ensure!(
         blocks > 0,
         "--kv-tokens: {} is less than a block",
         args.kv_tokens
     );
-    experiment.engine.blocks = blocks + 1;
-    // A trained model's text is cut as it was generated.
-    let experiment = Experiment {
-        history: History::Kept,
-        warm_up: seconds("--warm-up", args.warm_up)?,
-        window: seconds("--window", args.window)?,
-        ..experiment
-    };
-    Ok(simulate(&experiment, config.build_unchecked().as_mut()))
+    engine.blocks = blocks + 1;
+    let mut cell = Cell::new(workload(&args.shape)?, concurrency, args.seed, engine);
+    cell.programs = args.programs.unwrap_or(cell.programs).max(1);
+    Ok(fixed_set(&cell, config.build_unchecked().as_mut()))
 }
 
 fn line(text: &mut String, shape: &str, name: &str, measured: &Measured) {
     let _infallible = writeln!(
         text,
-        "{shape:<21} {name:<13} {:>7.2} {:>9.3} {:>8.1} ({:>5.1}) {:>8.1} {:>8.1} {:>10}",
+        "{shape:<21} {name:<13} {:>10.1} {:>8.2} {:>9.3} {:>15.1} {:>7.1} {:>7.1} {:>8.1} {:>8.1} {:>10}",
+        measured.makespan_s,
         measured.steps_per_s,
         measured.hit_true,
-        measured.latency_mean_s,
-        measured.latency_p99_s,
+        measured.program_mean_s,
+        measured.program_p95_s,
+        measured.hold_max_s,
         measured.running,
         measured.waiting,
         measured.preemptions,
@@ -164,8 +143,7 @@ mod tests {
 
     #[test]
     fn one_line_a_cell_and_the_same_bytes_each_time() {
-        let args =
-            args("simulate --policy baseline,continuum --concurrency 4 --warm-up 5 --window 20");
+        let args = args("simulate --policy baseline,continuum --concurrency 4 --programs 8");
         let text = table(&args).unwrap();
         assert_eq!(text.lines().count(), 3);
         assert_eq!(table(&args).unwrap(), text);

@@ -10,8 +10,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::workload::Shape;
-use super::{Experiment, History, Measured, run};
+use super::{Cell as Setting, History, Measured, RANDOM_WEIGHTS, Shape, Workload, window};
 use crate::harness::engine::core::cost::H100_QWEN3_8B;
 use crate::harness::engine::core::{Config, Lookups, Scheduling};
 use crate::policy::baseline::Baseline;
@@ -71,18 +70,29 @@ pub fn h100() -> Config {
     }
 }
 
-/// The experiment behind a cell, for one seed.
-pub fn experiment(shape: Shape, concurrency: u32, seed: u64) -> Experiment {
-    Experiment {
-        shape,
-        concurrency,
-        seed,
-        engine: h100(),
-        // Measured with random weights: their text is cut into 1.38 times as many tokens when it comes back.
-        history: History::Recut(1.38),
-        warm_up: Duration::from_secs(12),
-        window: Duration::from_secs(30),
+/// Time before the window of the measurements.
+pub const WARM_UP: Duration = Duration::from_secs(12);
+/// The window of the measurements.
+pub const WINDOW: Duration = Duration::from_secs(30);
+
+/// The setting of a measured cell, for one seed.
+pub fn setting(shape: Shape, concurrency: u32, seed: u64) -> Setting {
+    Setting {
+        // Measured with random weights, by a client that did not correct for it.
+        history: History::Recut(RANDOM_WEIGHTS),
+        ..Setting::new(Workload::Drawn(shape), concurrency, seed, h100())
     }
+}
+
+/// What the model makes of a cell without a gate, for one seed.
+pub fn modelled(shape: Shape, concurrency: u32, seed: u64) -> Measured {
+    let mut policy = Baseline::default();
+    window(
+        &setting(shape, concurrency, seed),
+        WARM_UP,
+        WINDOW,
+        &mut policy,
+    )
 }
 
 /// Every cell without a gate, measured and modelled.
@@ -90,10 +100,7 @@ pub fn calibration_table() -> Vec<Row> {
     let rows = CELLS.iter().map(|cell| {
         let (shape, concurrency, ..) = *cell;
         let runs: Vec<_> = (1..=SEEDS)
-            .map(|seed| {
-                let mut policy = Baseline::default();
-                run(&experiment(shape, concurrency, seed), &mut policy)
-            })
+            .map(|seed| modelled(shape, concurrency, seed))
             .collect();
         let model = mean(&runs);
         let square = |run: &Measured| (run.steps_per_s - model.steps_per_s).powi(2);
@@ -130,8 +137,7 @@ fn mean(runs: &[Measured]) -> Measured {
         latency_p99_s: average(runs, |run| run.latency_p99_s),
         running: average(runs, |run| run.running),
         waiting: average(runs, |run| run.waiting),
-        preemptions: runs.iter().map(|run| run.preemptions).sum(),
-        rejected: runs.iter().map(|run| run.rejected).sum(),
+        ..Measured::default()
     }
 }
 

@@ -1,22 +1,29 @@
-//! A closed loop of programs, a policy and the engine on a virtual clock: a minute of a GPU in milliseconds.
+//! A closed loop of programs, a policy and the engine on a virtual clock: an hour of a GPU in a second.
 //!
-//! Pure: the engine's core, any [`Policy`] and [generated programs](workload) advance from event to event, with
-//! no socket, thread or clock, so a seed gives the same numbers on every machine. What is compared with
-//! measurements is in [`calibration`].
+//! Pure: the engine's core, any [`Policy`] and [programs](supply) advance from event to event, with no socket,
+//! thread or clock, so a seed gives the same numbers on every machine. [`fixed_set`] plays a set of programs to the
+//! end, which is how policies are compared; [`window`] looks at a stretch of an endless run, which is how the model
+//! was held against measurements ([`calibration`]). A window favours a policy that serves small programs first: it
+//! never sees when the large ones are done.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod calibration;
+mod slot;
+pub mod supply;
+mod tally;
 pub mod workload;
 mod world;
 
 use std::time::Duration;
 
-use super::engine::core::{Config, Stats};
+use super::engine::core::Config;
 use crate::policy::{Policy, Time};
-use workload::Shape;
 use world::World;
 
 pub use calibration::calibration_table;
+pub use supply::Workload;
+pub use tally::{Measured, ProgramRun};
+pub use workload::Shape;
 
 /// How an answer reads when it comes back as history.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,110 +32,102 @@ pub enum History {
     Kept,
     /// As other tokens, this many times as long: what a model with random weights writes is cut differently.
     Recut(f64),
+    /// The same, and the next message is shortened by what the server counted too much, as `kvgate replay` does.
+    Corrected(f64),
+}
+
+/// How much longer the text of a model with random weights is when it comes back (measured; Qwen vocabulary).
+pub const RANDOM_WEIGHTS: f64 = 1.38;
+
+/// What the policy is told that is not so.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beliefs {
+    /// Factor on the KV capacity that the policy is told.
+    pub capacity: f64,
+    /// Share of the programs that the policy sees no program of, 0–1.
+    pub anonymous: f64,
+}
+
+impl Default for Beliefs {
+    fn default() -> Self {
+        Self {
+            capacity: 1.0,
+            anonymous: 0.0,
+        }
+    }
 }
 
 /// One cell of an experiment.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Experiment {
+pub struct Cell {
     /// What the programs look like.
-    pub shape: Shape,
-    /// Programs at once, at least 1; each that ends is followed by a new one.
+    pub workload: Workload,
+    /// Programs at once, at least 1; each that ends is followed by the next.
     pub concurrency: u32,
+    /// Programs in the fixed set, at least 1.
+    pub programs: usize,
     /// Seed of the programs.
     pub seed: u64,
     /// The engine.
     pub engine: Config,
     /// How answers come back.
     pub history: History,
-    /// Time before the window.
-    pub warm_up: Duration,
-    /// Time that is measured.
-    pub window: Duration,
+    /// What the policy is told wrong.
+    pub beliefs: Beliefs,
 }
 
-/// What a cell measured in its window.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Measured {
-    /// Steps finished per second.
-    pub steps_per_s: f64,
-    /// Prefix cache hit rate by the engine's counters, 0–1.
-    pub hit_counter: f64,
-    /// Share of the finished steps' prompt tokens that came from the cache, 0–1.
-    pub hit_true: f64,
-    /// Mean time from a step's arrival at the gate to its end, in seconds.
-    pub latency_mean_s: f64,
-    /// 99th percentile of the same.
-    pub latency_p99_s: f64,
-    /// Requests that ran, averaged over time.
-    pub running: f64,
-    /// Requests that waited inside the engine, averaged over time.
-    pub waiting: f64,
-    /// Preemptions.
-    pub preemptions: u64,
-    /// Steps that the policy refused.
-    pub rejected: u64,
-}
-
-/// Runs one cell.
-pub fn run(experiment: &Experiment, policy: &mut dyn Policy) -> Measured {
-    let mut world = World::new(experiment, policy);
-    world.start();
-    let (begin, end) = (
-        Time::ZERO + experiment.warm_up,
-        Time::ZERO + experiment.warm_up + experiment.window,
-    );
-    world.run_until(begin);
-    world.tally = Tally {
-        before: world.engine.stats(),
-        ..Tally::default()
-    };
-    world.run_until(end);
-    world.tally.measured(experiment, &world.engine.stats())
-}
-
-/// Sums over a window.
-#[derive(Debug, Default)]
-struct Tally {
-    /// The engine's counters when the window began.
-    before: Stats,
-    latencies_s: Vec<f64>,
-    prompt: u64,
-    cached: u64,
-    rejected: u64,
-    running_s: f64,
-    waiting_s: f64,
-}
-
-impl Tally {
-    /// Time goes by with the engine in this state.
-    #[expect(clippy::cast_precision_loss, reason = "request counts")]
-    fn pass(&mut self, time: Duration, stats: &Stats) {
-        self.running_s += time.as_secs_f64() * stats.running as f64;
-        self.waiting_s += time.as_secs_f64() * stats.waiting as f64;
+impl Cell {
+    /// The size of a fixed set that fills `concurrency` slots more than twice.
+    pub const fn programs_for(concurrency: u32) -> usize {
+        2 * concurrency as usize + 32
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-    fn measured(&mut self, experiment: &Experiment, after: &Stats) -> Measured {
-        let window = experiment.window.as_secs_f64();
-        let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
-        let steps = self.latencies_s.len();
-        self.latencies_s.sort_by(f64::total_cmp);
-        let rank = (steps * 99).div_ceil(100).saturating_sub(1);
-        Measured {
-            steps_per_s: steps as f64 / window,
-            hit_counter: share(
-                after.prefix_hits - self.before.prefix_hits,
-                after.prefix_queries - self.before.prefix_queries,
-            ),
-            hit_true: share(self.cached, self.prompt),
-            latency_mean_s: self.latencies_s.iter().sum::<f64>() / steps.max(1) as f64,
-            latency_p99_s: self.latencies_s.get(rank).copied().unwrap_or(0.0),
-            running: self.running_s / window,
-            waiting: self.waiting_s / window,
-            preemptions: after.preemptions - self.before.preemptions,
-            rejected: self.rejected,
+    /// `workload` on `engine`: a set of [`Self::programs_for`] the slots, a trained model, no wrong beliefs.
+    pub fn new(workload: Workload, concurrency: u32, seed: u64, engine: Config) -> Self {
+        Self {
+            workload,
+            concurrency,
+            programs: Self::programs_for(concurrency),
+            seed,
+            engine,
+            history: History::Kept,
+            beliefs: Beliefs::default(),
         }
     }
+
+    /// The programs of the set, in order: what a policy that knows the future would be given.
+    pub fn fixed_programs(&self) -> impl Iterator<Item = workload::Program> {
+        self.workload.supply(self.seed).take(self.programs)
+    }
+}
+
+/// Plays the cell's set of programs to its end.
+pub fn fixed_set(cell: &Cell, policy: &mut dyn Policy) -> Measured {
+    fixed_set_by_program(cell, policy).0
+}
+
+/// The same, with how each program fared, in the order in which they ended.
+pub fn fixed_set_by_program(cell: &Cell, policy: &mut dyn Policy) -> (Measured, Vec<ProgramRun>) {
+    let mut world = World::new(cell, policy, cell.programs);
+    world.start();
+    world.run_to_end();
+    world.fixed_set()
+}
+
+/// Runs an endless succession of programs, the first ones in mid-life, and measures `window` after `warm_up`.
+pub fn window(
+    cell: &Cell,
+    warm_up: Duration,
+    window: Duration,
+    policy: &mut dyn Policy,
+) -> Measured {
+    let mut world = World::new(cell, policy, usize::MAX);
+    world.start_in_mid_life();
+    let begin = Time::ZERO + warm_up;
+    world.run_until(begin);
+    world.forget();
+    world.run_until(begin + window);
+    world.measured(begin + window)
 }
 
 #[cfg(test)]

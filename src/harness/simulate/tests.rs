@@ -1,27 +1,59 @@
 //! The closed loop, end to end.
 
-use super::calibration::experiment;
+use std::collections::BTreeSet;
+
+use super::calibration::{h100, modelled, setting};
 use super::world::BACKEND;
 use super::*;
+use crate::harness::trace::Trace;
 use crate::policy::baseline::Baseline;
-use crate::policy::{Decisions, Event, RequestId};
+use crate::policy::{Config as PolicyConfig, Decisions, Event, HoldReason, RequestId};
 
-fn direct(experiment: &Experiment) -> Measured {
-    run(experiment, &mut Baseline::default())
+fn direct(cell: &Cell) -> Measured {
+    fixed_set(cell, &mut Baseline::default())
+}
+
+/// A set that is small enough for a debug build.
+fn small(shape: Shape) -> Cell {
+    Cell {
+        programs: 12,
+        ..Cell::new(Workload::Drawn(shape), 4, 1, h100())
+    }
 }
 
 #[test]
-fn the_same_seed_gives_the_same_numbers() {
-    let cell = experiment(Shape::Swe, 8, 1);
-    assert_eq!(direct(&cell), direct(&cell));
+fn a_fixed_set_ends_with_every_program_and_every_step_of_it() {
+    for shape in [Shape::Orch, Shape::Swe, Shape::Forks, Shape::Bursts] {
+        let cell = small(shape);
+        let (measured, programs) = fixed_set_by_program(&cell, &mut Baseline::default());
+        let steps: usize = cell.fixed_programs().map(|p| p.steps.len()).sum();
+        assert_eq!((measured.programs, measured.programs_failed), (12, 0));
+        assert_eq!(measured.steps, steps, "{shape:?}");
+        let names: BTreeSet<_> = programs.into_iter().map(|run| run.program).collect();
+        assert_eq!(names, cell.fixed_programs().map(|p| p.name).collect());
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_numbers_under_every_policy() {
+    let cell = small(Shape::Mix);
+    for name in PolicyConfig::NAMES {
+        let run = || fixed_set(&cell, PolicyConfig::by_name(name).unwrap().build().as_mut());
+        assert_eq!(run(), run(), "{name}");
+    }
+    let other = Cell {
+        seed: 2,
+        ..cell.clone()
+    };
+    assert_ne!(direct(&cell), direct(&other));
 }
 
 /// Steps in the system follow from rate and time (Little's law): the loop loses and invents no request.
 #[test]
 fn what_runs_and_waits_is_the_rate_times_the_latency() {
-    let mut cell = experiment(Shape::Swe, 32, 1);
-    cell.window = Duration::from_secs(300);
-    let measured = direct(&cell);
+    let cell = setting(Shape::Swe, 32, 1);
+    let long = Duration::from_secs(300);
+    let measured = window(&cell, long, long, &mut Baseline::default());
     let inside = measured.running + measured.waiting;
     let expected = measured.steps_per_s * measured.latency_mean_s;
     assert!((inside / expected - 1.0).abs() < 0.05, "{measured:?}");
@@ -33,7 +65,7 @@ fn a_crowded_cell_is_near_the_measured_h100() {
     for (shape, concurrency, steps_per_s) in
         [(Shape::Tau2Lognormal, 128, 2.97), (Shape::Orch, 128, 7.76)]
     {
-        let runs = [1, 2, 3].map(|seed| direct(&experiment(shape, concurrency, seed)));
+        let runs = [1, 2, 3].map(|seed| modelled(shape, concurrency, seed));
         let mean = runs.iter().map(|run| run.steps_per_s).sum::<f64>() / 3.0;
         assert!((mean / steps_per_s - 1.0).abs() < 0.15, "{shape:?}: {mean}");
     }
@@ -42,12 +74,139 @@ fn a_crowded_cell_is_near_the_measured_h100() {
 /// Answers whose blocks are hit again leave less to compute.
 #[test]
 fn history_that_reads_as_it_was_generated_hits_more() {
-    let recut = experiment(Shape::Tau2Lognormal, 8, 1);
-    let kept = Experiment {
-        history: History::Kept,
-        ..recut.clone()
+    let kept = small(Shape::Tau2Lognormal);
+    let with = |history| {
+        direct(&Cell {
+            history,
+            ..kept.clone()
+        })
     };
-    assert!(direct(&kept).hit_true > direct(&recut).hit_true);
+    let (kept, recut) = (with(History::Kept), with(History::Recut(1.38)));
+    assert!(kept.hit_true > recut.hit_true + 0.01);
+}
+
+/// The longer answers are taken off the messages after them.
+#[test]
+fn a_corrected_history_is_as_long_as_planned() {
+    let cell = small(Shape::Tau2Lognormal);
+    let programs: Vec<_> = cell.fixed_programs().collect();
+    let longest = |history| {
+        let mut slot = slot::Slot::new(programs[0].clone(), &cell.engine, Time::ZERO);
+        for _ in 1..programs[0].steps.len() {
+            slot.begin_step(history);
+            slot.end_step(history);
+        }
+        slot.begin_step(history);
+        slot.prompt()
+    };
+    let planned = longest(History::Kept);
+    let steps = &programs[0].steps;
+    let excess = longest(History::Corrected(1.38)) - planned;
+    // Only the last answer's excess is still there.
+    let last = f64::from(steps[steps.len() - 2].output);
+    assert!((f64::from(excess) - 0.38 * last).abs() < 2.0, "{excess}");
+    assert!(longest(History::Recut(1.38)) > planned + 4 * excess);
+}
+
+#[test]
+fn a_trace_is_played_program_by_program_and_says_so_again_as_a_trace() {
+    let trace = Trace::load("tau2").unwrap();
+    let workload = Workload::recorded(&trace);
+    assert_eq!(workload.to_trace(1, 2)[0].steps, trace.programs[0].steps);
+    let again = workload.to_trace(1, trace.programs.len() + 1);
+    assert_eq!(again[0].steps, again[trace.programs.len()].steps);
+    assert_eq!(again[trace.programs.len()].program, "retail-0.1");
+    let shuffled = Workload::resampled(&trace).to_trace(1, trace.programs.len());
+    let names = |programs: &[crate::harness::trace::Program]| {
+        programs
+            .iter()
+            .map(|p| p.program.clone())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(&shuffled), names(&trace.programs));
+    assert_ne!(shuffled[0].program, trace.programs[0].program);
+}
+
+#[test]
+fn bursts_come_back_together() {
+    #[derive(Debug, Default)]
+    struct Arrivals(Baseline, Vec<Time>);
+    impl Policy for Arrivals {
+        fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
+            if matches!(event, Event::Arrive(_)) && now > Time::ZERO {
+                self.1.push(now);
+            }
+            self.0.handle(now, event, out);
+        }
+        fn next_wakeup(&self) -> Option<crate::policy::Wakeup> {
+            None
+        }
+        fn snapshot(&self) -> crate::policy::PolicySnapshot {
+            self.0.snapshot()
+        }
+    }
+    let mut arrivals = Arrivals::default();
+    // Everybody at once: no program is followed by another between two bursts.
+    let cell = Cell {
+        concurrency: 12,
+        ..small(Shape::Bursts)
+    };
+    fixed_set(&cell, &mut arrivals);
+    let burst = u64::try_from(workload::BURST.as_nanos()).unwrap();
+    assert!(arrivals.1.iter().all(|at| at.as_nanos() % burst == 0));
+}
+
+#[test]
+fn a_policy_that_sees_no_programs_holds_nobody() {
+    let mut cell = small(Shape::Swe);
+    cell.engine.blocks = 1_501;
+    let held = |anonymous| {
+        let mut cell = cell.clone();
+        cell.beliefs.anonymous = anonymous;
+        let mut policy = PolicyConfig::by_name("continuum").unwrap().build();
+        fixed_set(&cell, policy.as_mut()).hold_max_s
+    };
+    assert!(held(0.0) > 0.0);
+    assert!(held(0.5) > 0.0);
+    assert!(held(1.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_program_longer_than_the_cache_fails_and_the_others_go_on() {
+    let mut cell = small(Shape::Swe);
+    cell.engine.blocks = 901;
+    let measured = direct(&cell);
+    assert!(
+        measured.programs_failed > 0 && measured.programs > 0,
+        "{measured:?}"
+    );
+    assert_eq!(measured.programs + measured.programs_failed, 12);
+}
+
+/// A policy that lets nobody go.
+#[derive(Debug)]
+struct Never;
+
+impl Policy for Never {
+    fn handle(&mut self, _: Time, event: &Event, out: &mut Decisions) {
+        if let Event::Arrive(arrival) = event {
+            out.hold(arrival.request, HoldReason::NoRoom);
+        }
+    }
+
+    fn next_wakeup(&self) -> Option<crate::policy::Wakeup> {
+        None
+    }
+
+    fn snapshot(&self) -> crate::policy::PolicySnapshot {
+        crate::policy::PolicySnapshot::default()
+    }
+}
+
+#[test]
+fn a_policy_that_lets_nobody_go_ends_the_run_instead_of_hanging_it() {
+    let measured = fixed_set(&small(Shape::Swe), &mut Never);
+    assert_eq!((measured.programs, measured.programs_failed), (0, 4));
 }
 
 /// A policy that holds everything until a tick releases it, one request at a time.
@@ -62,7 +221,7 @@ impl Policy for OneByOne {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
         if let Event::Arrive(arrival) = event {
             self.held.push(arrival.request);
-            out.hold(arrival.request, crate::policy::HoldReason::ConcurrencyLimit);
+            out.hold(arrival.request, HoldReason::ConcurrencyLimit);
         }
         if matches!(event, Event::Finish { .. }) {
             self.busy = false;
@@ -86,8 +245,9 @@ impl Policy for OneByOne {
 
 #[test]
 fn holds_and_ticks_reach_the_policy_and_bind_the_engine() {
-    let measured = run(&experiment(Shape::Swe, 8, 1), &mut OneByOne::default());
-    assert!(measured.steps_per_s > 1.0);
+    let measured = fixed_set(&small(Shape::Swe), &mut OneByOne::default());
+    assert_eq!(measured.programs, 12);
+    assert!(measured.hold_max_s > 0.1, "{measured:?}");
     assert!(
         measured.running <= 1.0 && measured.waiting < 0.01,
         "{measured:?}"
