@@ -727,7 +727,7 @@ impl Policy for Kvgate {
             }
             Event::Sample(_) => {}
         }
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() || self.roster.up().next().is_none() {
             self.rethink = None;
         } else {
             self.rethink = Some(self.rethink.unwrap_or_else(|| now + RETHINK));
