@@ -70,6 +70,17 @@ impl Cache {
         self.stale += 1;
     }
 
+    /// Seconds of prefill that everything that runs would take.
+    fn worth(&self) -> f64 {
+        self.price.prefill_s() * (float(self.shadow.running()) + 1.0)
+    }
+
+    /// The longest wait for which room is rented, in seconds: by then, running requests have made as much of it as
+    /// filling it again costs.
+    pub(super) fn horizon_s(&self) -> f64 {
+        self.worth() / self.price.phi()
+    }
+
     /// Tokens that must stay free for the growth of what runs and what is kept.
     pub(super) fn reserve(&self) -> f64 {
         self.running_growth.max(0.0) + self.kept_growth
@@ -89,8 +100,8 @@ impl Cache {
         groups: &Groups,
         is_over: impl Fn(&Node) -> bool,
     ) {
-        let worth = self.price.prefill_s() * (float(self.shadow.running()) + 1.0);
-        let phi = self.price.phi();
+        let (worth, phi) = (self.worth(), self.price.phi());
+        let horizon = self.horizon_s();
         let (mut sum, mut tokens, mut growth, mut kept) = (0.0, 0, 0.0, 0);
         let (mut best, mut cut, mut protected) = (0.0, u64::MAX, 0);
         (self.kept_growth, self.kept) = (0.0, 0);
@@ -106,7 +117,7 @@ impl Cache {
             let gain = worth * rate - phi;
             sum += gain * f64::from(here);
             if gain > 0.0 {
-                growth += groups.get(node.group).growth_ahead();
+                growth += groups.get(node.group).growth_within(horizon);
                 kept += 1;
             }
             if sum > best {

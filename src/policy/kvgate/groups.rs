@@ -31,6 +31,8 @@ pub(super) struct Group {
     output: f64,
     /// Tokens by which the prompt grows from step to step.
     growth: f64,
+    /// Seconds from step to step: the run and the gap after it.
+    cycle_s: f64,
     /// Part of the ends of steps after which the program came back and found its context.
     returns: f64,
 }
@@ -45,6 +47,7 @@ impl Group {
             measured: false,
             output: 150.0,
             growth: 300.0,
+            cycle_s: 2.0,
             returns: 0.5,
         }
     }
@@ -71,15 +74,20 @@ impl Group {
         }
     }
 
+    pub(super) fn observe_cycle(&mut self, secs: f64) {
+        self.cycle_s += WEIGHT * (secs - self.cycle_s);
+    }
+
     pub(super) const fn output(&self) -> f64 {
         self.output
     }
 
-    /// Tokens by which a program is still going to grow before it loses its room: its turns until then (a geometric
-    /// number) by its growth in each.
-    pub(super) fn growth_ahead(&self) -> f64 {
+    /// Tokens by which a program is going to grow within `horizon_s` seconds, while it keeps its room: its turns until
+    /// then (a geometric number at most) by its growth in each.
+    pub(super) fn growth_within(&self, horizon_s: f64) -> f64 {
         let stays = self.returns.min(0.99);
-        (stays / (1.0 - stays)).min(TURNS) * self.growth
+        let turns = (stays / (1.0 - stays)).min(horizon_s / self.cycle_s.max(1e-3));
+        turns.min(TURNS) * self.growth
     }
 }
 
@@ -195,10 +203,10 @@ mod tests {
             group.observe_return(true);
             group.observe_growth(100.0);
         }
-        assert!((group.growth_ahead() - TURNS * 100.0).abs() < 1.0);
+        assert!((group.growth_within(1e9) - TURNS * 100.0).abs() < 1.0);
         for _ in 0..500 {
             group.observe_return(false);
         }
-        assert!(group.growth_ahead() < 1.0);
+        assert!(group.growth_within(1e9) < 1.0);
     }
 }

@@ -76,6 +76,8 @@ struct Program {
     resident_since: Time,
     /// The gap it is in: when it began, and its class.
     gap: Option<(Time, u16)>,
+    /// How long its last step ran, in seconds.
+    run_s: f32,
     group: u16,
     running: u16,
     /// Its last prompt, and the private part of it, tokens.
@@ -184,6 +186,7 @@ impl Kvgate {
             self.returns.observe(class, now.since(since));
             let group = self.groups.get_mut(known.group);
             group.observe_return(warm.is_some());
+            group.observe_cycle(f64::from(known.run_s) + now.since(since).as_secs_f64());
             group.observe_growth(arrival.prompt.as_f64() - f64::from(known.prompt));
             if let Some(program) = self.programs.get_mut(id.index()) {
                 program.gap = None;
@@ -206,6 +209,7 @@ impl Kvgate {
             rank: self.next_rank,
             resident_since: now,
             gap: None,
+            run_s: 0.0,
             group,
             running: 0,
             prompt: 0,
@@ -440,7 +444,7 @@ impl Kvgate {
         cache.running += 1;
         cache.prefilling += 1;
         let growth = match arrival.program {
-            Some(_) if !arrival.last_step => self.groups.get(group).growth_ahead(),
+            Some(_) if !arrival.last_step => self.groups.get(group).growth_within(cache.horizon_s()),
             Some(_) | None => 0.0,
         };
         cache.running_growth += growth;
@@ -585,6 +589,7 @@ impl Kvgate {
             return false;
         };
         program.running = program.running.saturating_sub(1);
+        program.run_s = now.since(run.admitted).as_secs_f32();
         if let Some(usage) = usage {
             program.prompt = u32::try_from(usage.prompt.0).unwrap_or(u32::MAX);
             program.private = u32::try_from((usage.prompt - prefix).0).unwrap_or(u32::MAX);
