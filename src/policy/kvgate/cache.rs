@@ -96,7 +96,7 @@ impl Cache {
     pub(super) fn plan(
         &mut self,
         now: Time,
-        returns: &Returns,
+        returns: &mut Returns,
         groups: &Groups,
         is_over: impl Fn(&Node) -> bool,
     ) {

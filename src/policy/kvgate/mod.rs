@@ -376,7 +376,7 @@ impl Kvgate {
             })
         };
         let cache = &mut self.caches[backend.index()];
-        cache.plan(now, &self.returns, &self.groups, is_over);
+        cache.plan(now, &mut self.returns, &self.groups, is_over);
     }
 
     /// The backend with the most room left after a request that starts from nothing; `None` if it fits nowhere.

@@ -13,11 +13,11 @@ use crate::policy::{GapKind, Time, ToolId};
 /// Classes told apart; further ones are judged by their kind alone, and further kinds together.
 const CLASSES: usize = 256;
 /// Gaps kept per class.
-const RING: usize = 256;
+const RING: usize = 128;
 /// Gaps before a class is judged by its own.
 const FEW: usize = 8;
-/// Ages at which the rate is kept: four to the octave from [`FIRST_AGE_S`] on, up to about ten minutes.
-const AGES: usize = 80;
+/// Ages at which the rate is kept: two to the octave from [`FIRST_AGE_S`] on, up to about ten minutes.
+const AGES: usize = 41;
 /// Returns that a horizon must have before it counts for much.
 const CAUTION: f32 = 8.0;
 const FIRST_AGE_S: f32 = 1.0 / 1024.0;
@@ -67,13 +67,18 @@ impl Class {
         let at = self.sorted.partition_point(|x| *x < gap);
         self.sorted.insert(at, gap);
         self.stale += 1;
-        if self.stale * 8 >= self.sorted.len() {
+    }
+
+    /// The rate at `age`; drawn anew once an eighth of the gaps has changed.
+    fn rate(&mut self, age: Duration) -> f32 {
+        if self.stale * 8 > self.sorted.len() {
             self.stale = 0;
             self.draw();
         }
+        self.rates[slot(age)]
     }
 
-    /// Draws the rates anew: O(ages · gaps), so only once an eighth of the gaps has changed.
+    /// O(ages · gaps).
     fn draw(&mut self) {
         for (at, rate) in self.rates.iter_mut().enumerate() {
             let age = age_s(at);
@@ -111,14 +116,14 @@ fn age_s(at: usize) -> f32 {
     if at == 0 {
         return 0.0;
     }
-    let bits = FIRST_AGE_S.to_bits() + (u32::try_from(at - 1).unwrap_or(0) << 21);
+    let bits = FIRST_AGE_S.to_bits() + (u32::try_from(at - 1).unwrap_or(0) << 22);
     f32::from_bits(bits)
 }
 
-/// The slot of an age: the exponent and two bits of the mantissa count quarter octaves.
+/// The slot of an age: the exponent and one bit of the mantissa count half octaves.
 fn slot(age: Duration) -> usize {
     let past = age.as_secs_f32().to_bits().checked_sub(FIRST_AGE_S.to_bits());
-    past.map_or(0, |bits| ((bits >> 21) as usize + 1).min(AGES - 1))
+    past.map_or(0, |bits| ((bits >> 22) as usize + 1).min(AGES - 1))
 }
 
 /// The return rates of all classes.
@@ -180,15 +185,16 @@ impl Returns {
     }
 
     /// Returns per second to be expected of a program of `class` that is idle since `since`.
-    pub(super) fn rate(&self, class: u16, since: Time, now: Time) -> f64 {
-        let mut class = &self.classes[usize::from(class)];
+    pub(super) fn rate(&mut self, mut class: u16, since: Time, now: Time) -> f64 {
         for _ in 0..2 {
-            if class.sorted.len() >= FEW {
+            let known = &self.classes[usize::from(class)];
+            if known.sorted.len() >= FEW {
                 break;
             }
-            class = &self.classes[usize::from(class.parent)];
+            class = known.parent;
         }
-        f64::from(class.rates[slot(now.since(since))])
+        let class = &mut self.classes[usize::from(class)];
+        f64::from(class.rate(now.since(since)))
     }
 }
 
@@ -202,7 +208,7 @@ mod tests {
         Time::from_secs_f64(secs)
     }
 
-    fn rate(returns: &Returns, class: u16, age_s: f64) -> f64 {
+    fn rate(returns: &mut Returns, class: u16, age_s: f64) -> f64 {
         returns.rate(class, Time::ZERO, at(age_s))
     }
 
@@ -225,9 +231,9 @@ mod tests {
             let gap = if n % 10 == 0 { 60.0 } else { 0.4 };
             returns.observe(class, Duration::from_secs_f64(gap));
         }
-        assert!(rate(&returns, class, 0.0) > 2.0);
-        assert!(rate(&returns, class, 0.39) > 5.0, "it is due");
-        assert!(rate(&returns, class, 1.0) < 0.02, "it is not any more");
+        assert!(rate(&mut returns, class, 0.0) > 2.0);
+        assert!(rate(&mut returns, class, 0.39) > 5.0, "it is due");
+        assert!(rate(&mut returns, class, 1.0) < 0.02, "it is not any more");
     }
 
     #[test]
@@ -244,7 +250,7 @@ mod tests {
                 returns.observe_end(user);
             }
         }
-        let ratio = rate(&returns, user, 0.0) / rate(&returns, tool, 0.0);
+        let ratio = rate(&mut returns, user, 0.0) / rate(&mut returns, tool, 0.0);
         assert!((0.6..0.7).contains(&ratio), "{ratio}");
     }
 
@@ -256,9 +262,9 @@ mod tests {
             returns.observe(class, Duration::from_secs(10));
         }
         let other = returns.class(1, LS);
-        assert!(rate(&returns, other, 0.0) < 0.11);
-        let fresh = Returns::new();
-        assert!((rate(&fresh, 0, 0.0) - 1.0).abs() < 1e-6);
+        assert!(rate(&mut returns, other, 0.0) < 0.11);
+        let mut fresh = Returns::new();
+        assert!((rate(&mut fresh, 0, 0.0) - 1.0).abs() < 1e-6);
     }
 
     #[test]
