@@ -14,8 +14,9 @@ const LEAST_TOKENS: u32 = 1_000;
 const KEEP: f64 = 1.0 - 1.0 / 256.0;
 /// Steps before anything but the report is believed.
 const LEAST_STEPS: f64 = 32.0;
-/// How much less a candidate must err to be believed instead, as a part of the context.
-const MARGIN: f64 = 0.01;
+/// How many fewer contexts a candidate must get wrong to be believed instead: more than chance makes of the few steps
+/// that tell two candidates apart.
+const MARGIN: f64 = 4.0;
 /// A believed candidate that errs by more than this part of the context is no good, and trusted again below half.
 const DISTRUST: f64 = 0.5;
 
@@ -77,8 +78,7 @@ impl Capacity {
             if self.errors[b] < self.errors[a] { b } else { a }
         };
         let best = (0..CANDIDATES.len()).fold(self.believed, better);
-        let gain = (self.errors[self.believed] - self.errors[best]) / self.weight;
-        if gain > MARGIN {
+        if self.errors[self.believed] - self.errors[best] > MARGIN {
             self.believed = best;
         }
         let error = self.error();

@@ -16,8 +16,8 @@ const CLASSES: usize = 256;
 const RING: usize = 128;
 /// Gaps before a class is judged by its own.
 const FEW: usize = 8;
-/// Ages at which the rate is kept: two to the octave from [`FIRST_AGE_S`] on, up to about ten minutes.
-const AGES: usize = 41;
+/// Ages at which the rate is kept: four to the octave from [`FIRST_AGE_S`] on, up to about ten minutes.
+const AGES: usize = 80;
 /// Returns that a horizon must have before it counts for much.
 const CAUTION: f32 = 8.0;
 const FIRST_AGE_S: f32 = 1.0 / 1024.0;
@@ -71,7 +71,7 @@ impl Class {
 
     /// The rate at `age`; drawn anew once an eighth of the gaps has changed.
     fn rate(&mut self, age: Duration) -> f32 {
-        if self.stale * 8 > self.sorted.len() {
+        if self.stale * 4 > self.sorted.len() {
             self.stale = 0;
             self.draw();
         }
@@ -116,14 +116,14 @@ fn age_s(at: usize) -> f32 {
     if at == 0 {
         return 0.0;
     }
-    let bits = FIRST_AGE_S.to_bits() + (u32::try_from(at - 1).unwrap_or(0) << 22);
+    let bits = FIRST_AGE_S.to_bits() + (u32::try_from(at - 1).unwrap_or(0) << 21);
     f32::from_bits(bits)
 }
 
-/// The slot of an age: the exponent and one bit of the mantissa count half octaves.
+/// The slot of an age: the exponent and two bits of the mantissa count quarter octaves.
 fn slot(age: Duration) -> usize {
     let past = age.as_secs_f32().to_bits().checked_sub(FIRST_AGE_S.to_bits());
-    past.map_or(0, |bits| ((bits >> 22) as usize + 1).min(AGES - 1))
+    past.map_or(0, |bits| ((bits >> 21) as usize + 1).min(AGES - 1))
 }
 
 /// The return rates of all classes.
