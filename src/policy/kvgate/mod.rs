@@ -30,7 +30,7 @@ use super::roster::{Flight, Roster};
 use super::slots::Slots;
 use super::waiting::{Held, Waiting};
 use super::{
-    Arrival, BackendId, Decisions, Event, GapKind, HoldReason, Outcome, Policy, PolicySnapshot,
+    Arrival, BackendId, BackendSample, Decisions, Event, GapKind, HoldReason, Outcome, Policy, PolicySnapshot,
     ProgramId, ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup, settings,
 };
 use cache::Cache;
@@ -570,9 +570,7 @@ impl Kvgate {
         let private = cached.saturating_sub(group.prefix);
         let cache = &mut self.caches[backend.index()];
         cache.capacity.observe(run.context, private, &run.foretold);
-        if self.config.correct_capacity {
-            cache.shadow.believe(cache.capacity.believed());
-        }
+        self.believe(backend);
     }
 
     /// What an ended request leaves in the cache. Returns whether its program is idle now.
@@ -654,6 +652,24 @@ impl Kvgate {
         }
     }
 
+    fn sample(&mut self, sample: &BackendSample) {
+        let cache = &mut self.caches[sample.backend.index()];
+        if let (Some(usage), Some(reported), 0) =
+            (sample.kv_usage, cache.shadow.reported(), sample.waiting)
+        {
+            let counted = Tokens(cache.shadow.in_use()).as_f64();
+            cache.capacity.observe_usage(usage.get(), reported.as_f64(), counted);
+            self.believe(sample.backend);
+        }
+    }
+
+    fn believe(&mut self, backend: BackendId) {
+        if self.config.correct_capacity {
+            let cache = &mut self.caches[backend.index()];
+            cache.shadow.believe(cache.capacity.believed());
+        }
+    }
+
     fn fill(&mut self, now: Time, out: &mut Decisions) {
         if self.waiting.is_empty() {
             return;
@@ -730,7 +746,7 @@ impl Policy for Kvgate {
                     self.fill(now, out);
                 }
             }
-            Event::Sample(_) => {}
+            Event::Sample(sample) => self.sample(&sample),
         }
         if self.waiting.is_empty() || self.roster.up().next().is_none() {
             self.rethink = None;

@@ -125,6 +125,16 @@ impl Shadow {
         self.running
     }
 
+    /// Tokens of running requests, shared prefixes included.
+    pub(super) const fn in_use(&self) -> u64 {
+        self.running + self.shared
+    }
+
+    /// The capacity that the backend reports.
+    pub(super) const fn reported(&self) -> Option<Tokens> {
+        self.reported
+    }
+
     /// Segments followed.
     pub(super) const fn segments(&self) -> usize {
         self.lru.len()
