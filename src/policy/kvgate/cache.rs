@@ -29,11 +29,11 @@ pub(super) struct Cache {
     /// Requests that run.
     pub(super) running: u32,
     /// Those of them without a first token.
-    pub(super) prefilling: u32,
+    prefilling: u32,
     /// The one of those that prefills alone since it began.
-    pub(super) alone: Option<RequestId>,
+    alone: Option<RequestId>,
     /// Tokens by which the programs that run are going to grow.
-    pub(super) running_growth: f64,
+    running_growth: f64,
     /// Tokens by which the programs whose room is kept are going to grow.
     kept_growth: f64,
     /// Programs whose room is kept.
@@ -58,6 +58,34 @@ impl Cache {
             stale: 0,
             planned_at: Time::ZERO,
         }
+    }
+
+    /// A request starts with `private` tokens of its own, and its program is going to grow by `growth`.
+    pub(super) fn begin(&mut self, request: RequestId, private: u32, growth: f64) {
+        self.shadow.start(private);
+        self.alone = (self.prefilling == 0).then_some(request);
+        self.running += 1;
+        self.prefilling += 1;
+        self.running_growth += growth;
+        self.stale += 1;
+    }
+
+    /// A request has its first token, or ended without one. Returns whether it prefilled alone.
+    pub(super) fn prefilled(&mut self, request: RequestId) -> bool {
+        self.prefilling = self.prefilling.saturating_sub(1);
+        self.alone.take() == Some(request)
+    }
+
+    /// A request that began like this has ended.
+    pub(super) fn end(&mut self, private: u32, growth: f64) {
+        self.shadow.finish(private);
+        self.running = self.running.saturating_sub(1);
+        self.running_growth -= growth;
+        if self.running == 0 {
+            // Sums of fractions drift.
+            self.running_growth = 0.0;
+        }
+        self.stale += 1;
     }
 
     /// Whether what is believed of the cache decides who runs; else everything passes.

@@ -113,7 +113,11 @@ impl Capacity {
             return;
         }
         let better = |a: usize, b: usize| {
-            if self.errors[b] < self.errors[a] { b } else { a }
+            if self.errors[b] < self.errors[a] {
+                b
+            } else {
+                a
+            }
         };
         let best = (0..CANDIDATES.len()).fold(self.believed, better);
         if self.errors[self.believed] - self.errors[best] > MARGIN {
@@ -138,7 +142,10 @@ mod tests {
         for _ in 0..40 {
             capacity.observe(2000, 0, &foretold);
         }
-        assert!(capacity.believed() < 3, "the cache is smaller than reported");
+        assert!(
+            capacity.believed() < 3,
+            "the cache is smaller than reported"
+        );
         for _ in 0..600 {
             capacity.observe(2000, 2000, &[0, 0, 0, 0, 0, 0, 2000, 2000, 2000]);
         }

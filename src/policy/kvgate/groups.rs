@@ -66,12 +66,14 @@ impl Group {
     }
 
     /// A backend on which the prefix was in use reported `cached` tokens for a program's first step. Other programs
-    /// may share more of it than the prefix, so the least of the reports counts.
-    pub(super) fn observe_prefix(&mut self, cached: u32) {
-        if cached > 0 && (!self.measured || cached < self.prefix) {
+    /// may share more of it than the prefix, so the least of the reports counts. Returns whether it is news.
+    pub(super) const fn observe_prefix(&mut self, cached: u32) -> bool {
+        let is_news = cached > 0 && (!self.measured || cached < self.prefix);
+        if is_news {
             self.prefix = cached;
             self.measured = true;
         }
+        is_news
     }
 
     pub(super) fn observe_cycle(&mut self, secs: f64) {

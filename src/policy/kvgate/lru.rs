@@ -194,7 +194,11 @@ mod tests {
         }
         lru.push(Owner::Nobody, 9, Time::ZERO);
         assert_eq!(tokens(&lru), [3, 9]);
-        assert_eq!((lru.len(), lru.nodes.len()), (2, 4), "the slot is used again");
+        assert_eq!(
+            (lru.len(), lru.nodes.len()),
+            (2, 4),
+            "the slot is used again"
+        );
         assert_eq!(lru.find(handles[3]), None, "by another node");
     }
 }

@@ -122,7 +122,10 @@ fn age_s(at: usize) -> f32 {
 
 /// The slot of an age: the exponent and two bits of the mantissa count quarter octaves.
 fn slot(age: Duration) -> usize {
-    let past = age.as_secs_f32().to_bits().checked_sub(FIRST_AGE_S.to_bits());
+    let past = age
+        .as_secs_f32()
+        .to_bits()
+        .checked_sub(FIRST_AGE_S.to_bits());
     past.map_or(0, |bits| ((bits >> 21) as usize + 1).min(AGES - 1))
 }
 
@@ -239,10 +242,7 @@ mod tests {
     #[test]
     fn programs_that_never_return_lower_the_rate() {
         let mut returns = Returns::new();
-        let (user, tool) = (
-            returns.class(0, GapKind::UserTurn),
-            returns.class(0, LS),
-        );
+        let (user, tool) = (returns.class(0, GapKind::UserTurn), returns.class(0, LS));
         for n in 0..64 {
             returns.observe(tool, Duration::from_secs(2));
             returns.observe(user, Duration::from_secs(2));

@@ -184,7 +184,11 @@ impl Shadow {
             idle.map_or([0; CANDIDATES.len()], |idle| self.take(idle))
         };
         let prefix = self.prefix(group);
-        prefix.tokens = if prefix.users == 0 { tokens } else { prefix.tokens };
+        prefix.tokens = if prefix.users == 0 {
+            tokens
+        } else {
+            prefix.tokens
+        };
         prefix.users += 1;
         prefix.idle = None;
         self.trim();
@@ -256,7 +260,11 @@ impl Shadow {
                 (frontier.first, frontier.bite) = (self.lru.youngest(), 0);
             }
         }
-        self.protected += if self.cut == u64::MAX { 0 } else { u64::from(tokens) };
+        self.protected += if self.cut == u64::MAX {
+            0
+        } else {
+            u64::from(tokens)
+        };
         self.trim();
         Some(handle)
     }
@@ -310,13 +318,21 @@ impl Shadow {
     /// Segments that are there, with the tokens that are, youngest first.
     pub(super) fn youngest_first(&self) -> impl Iterator<Item = (&Node, u32)> {
         let first = self.frontiers[self.believed].first;
-        let mut at = if first == NIL { NIL } else { self.lru.youngest() };
+        let mut at = if first == NIL {
+            NIL
+        } else {
+            self.lru.youngest()
+        };
         std::iter::from_fn(move || {
             let here = at;
             if here == NIL {
                 return None;
             }
-            at = if here == first { NIL } else { self.lru.prev(here) };
+            at = if here == first {
+                NIL
+            } else {
+                self.lru.prev(here)
+            };
             Some((self.lru.node(here), self.here(here, self.believed)))
         })
     }
