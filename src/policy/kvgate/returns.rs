@@ -18,8 +18,8 @@ const RING: usize = 128;
 const FEW: usize = 8;
 /// Ages at which the rate is kept: four to the octave from [`FIRST_AGE_S`] on, up to about ten minutes.
 const AGES: usize = 80;
-/// Returns that a horizon must have before it counts for much.
-const CAUTION: f32 = 8.0;
+/// Returns that a horizon has at least.
+const LEAST_RETURNS: usize = 3;
 const FIRST_AGE_S: f32 = 1.0 / 1024.0;
 /// A group that has no number of its own.
 pub(super) const NO_GROUP: u16 = u16::MAX;
@@ -82,7 +82,7 @@ impl Class {
     fn draw(&mut self) {
         for (at, rate) in self.rates.iter_mut().enumerate() {
             let age = age_s(at);
-            let from = self.sorted.partition_point(|gap| *gap <= age);
+            let from = self.sorted.partition_point(|gap| *gap < age);
             *rate = best_rate(&self.sorted[from..], age);
         }
     }
@@ -90,23 +90,20 @@ impl Class {
 
 /// The most returns per second of waiting that any horizon gives, among `gaps` longer than `age`, ascending.
 ///
-/// The best of many horizons is best partly by chance, so each is judged as if [`CAUTION`] more returns had been
-/// seen, at the pace of the longest horizon.
+/// The best of many horizons is best partly by chance, and most so where few returns make it: horizons with less than
+/// an eighth of the gaps are left out.
 #[expect(clippy::cast_precision_loss, reason = "a ring is short")]
 fn best_rate(gaps: &[f32], age: f32) -> f32 {
-    let finite = &gaps[..gaps.partition_point(|gap| gap.is_finite())];
-    let Some(last) = finite.last() else {
-        return 0.0;
-    };
-    let sum: f32 = finite.iter().map(|gap| gap - age).sum();
-    let never = (gaps.len() - finite.len()) as f32;
-    let pace = finite.len() as f32 / (sum + never * (last - age)).max(1e-3);
-    let (mut waited, mut best) = (CAUTION / pace, pace);
-    for (before, gap) in finite.iter().enumerate() {
+    let finite = gaps.partition_point(|gap| gap.is_finite());
+    let least = (gaps.len() / 8).max(LEAST_RETURNS).min(finite);
+    let (mut waited, mut best) = (0.0, 0.0_f32);
+    for (before, gap) in gaps[..finite].iter().enumerate() {
         let gap = gap - age;
         waited += gap;
         let rest = (gaps.len() - before - 1) as f32 * gap;
-        best = best.max(((before + 1) as f32 + CAUTION) / (waited + rest).max(1e-3));
+        if before + 1 >= least {
+            best = best.max((before + 1) as f32 / (waited + rest).max(1e-3));
+        }
     }
     best
 }
