@@ -8,7 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
-use crate::harness::{engine, journal, quickstart, replay, report, simulator, traces, vectors};
+use crate::harness::{
+    calibrate, engine, journal, quickstart, replay, report, simulator, traces, vectors,
+};
 use crate::proxy;
 
 /// Exit status for a command line or configuration that cannot be used, as clap uses it.
@@ -28,6 +30,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Journal(args) => journal::run(&args).map(status),
         Command::Simulate(args) => simulator::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Calibrate(args) => calibrate::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckVectors(args) => check_vectors(&args),
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
+use crate::harness::calibrate::CalibrateArgs;
 use crate::harness::engine::EngineArgs;
 use crate::harness::journal::JournalArgs;
 use crate::harness::quickstart::QuickstartArgs;
@@ -46,9 +47,11 @@ pub enum Command {
     Report(ReportArgs),
     /// Read a journal of decisions and run a policy on it again.
     Journal(JournalArgs),
-    /// Run the engine model and a policy on a virtual clock: a minute of a GPU in milliseconds.
+    /// Compare policies on the engine model and a virtual clock: an hour of a GPU in a second.
     Simulate(SimulateArgs),
-    /// Make one of the built-in traces from recorded data.
+    /// Measure a live vLLM and write the cost preset that explains it.
+    Calibrate(CalibrateArgs),
+    /// Draw a set of programs as a trace file, or make a built-in trace from recorded data.
     Trace(TraceArgs),
     /// Check recorded decisions of the reference schedulers against the policies here.
     CheckVectors(VectorsArgs),

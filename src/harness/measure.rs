@@ -222,7 +222,7 @@ impl From<NoWindow> for WindowRates {
 }
 
 /// Whether a backend served the step to its end.
-fn is_served(step: &StepRecord) -> bool {
+pub fn is_served(step: &StepRecord) -> bool {
     step.status == 200 && matches!(step.outcome.as_str(), "stop" | "length" | "tool_calls")
 }
 

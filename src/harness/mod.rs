@@ -3,6 +3,8 @@
 //! Speaks HTTP to a gate and never imports it: a run starts `kvgate serve` as a child process, so that what is
 //! measured is what is shipped.
 
+pub mod calibrate;
+pub mod cost_file;
 pub mod engine;
 pub mod journal;
 pub mod measure;

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum};
 
-use super::core::{Config, CostModel, Lookups, Scheduling};
+use super::core::{Config, Lookups, Scheduling};
 
 /// Requests that the engine takes at once. Far above what a gate sends: it only bounds the memory.
 const MAX_REQUESTS: usize = 65_536;
@@ -50,8 +50,9 @@ pub struct EngineArgs {
     pub scheduling_policy: SchedulingPolicy,
 
     /// What an iteration costs. `h100-qwen3-8b` is fitted to measurements (3 % in steps/s), `rtx5090-qwen3-8b`
-    /// extrapolates it to prefill three times as slow, `cpu-tiny` has the pace of a tiny model on a CPU.
-    #[arg(long, default_value = "h100-qwen3-8b", value_name = "PRESET")]
+    /// extrapolates it to prefill three times as slow, `cpu-tiny` has the pace of a tiny model on a CPU; or a file
+    /// that `kvgate calibrate` wrote.
+    #[arg(long, default_value = "h100-qwen3-8b", value_name = "PRESET|FILE")]
     pub cost: String,
 
     /// Engine seconds per real second. Give the gate and the replay the same factor as `--time-scale`. When the
@@ -96,14 +97,7 @@ impl EngineArgs {
     /// # Errors
     /// The first option that cannot work, with what to do about it.
     pub fn into_config(self) -> anyhow::Result<EngineConfig> {
-        let cost = CostModel::by_name(&self.cost).with_context(|| {
-            let names: Vec<_> = CostModel::PRESETS.iter().map(|(name, _)| *name).collect();
-            format!(
-                "--cost: no preset {:?}; choose from {}",
-                self.cost,
-                names.join(", ")
-            )
-        })?;
+        let cost = crate::harness::cost_file::load(&self.cost)?;
         for (flag, value) in [
             ("--block-size", self.block_size),
             ("--max-num-seqs", self.max_num_seqs),

@@ -141,6 +141,7 @@ impl Cell {
             programs: self.programs,
             stream: self.stream,
             tools: true,
+            stand_in: false,
             dir,
             clock,
             model: None,

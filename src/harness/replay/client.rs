@@ -103,6 +103,23 @@ impl Client {
             .with_context(|| format!("{url} lists no models; name one with --model"))
     }
 
+    /// The server's metrics, as text.
+    ///
+    /// # Errors
+    /// When they cannot be fetched.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let url = format!("{}/metrics", self.base);
+        let response = self.http.get(&url).timeout(Duration::from_secs(10)).send();
+        let response = response
+            .await
+            .with_context(|| format!("cannot reach {url}"))?;
+        let response = response.error_for_status();
+        let text = response
+            .with_context(|| format!("no metrics from {url}"))?
+            .text();
+        text.await.with_context(|| format!("no metrics from {url}"))
+    }
+
     /// Sends one chat completion and reads the reply to its end.
     ///
     /// # Errors

@@ -18,6 +18,11 @@ const FRAME_TOKENS: u64 = 4;
 const OPENING_TOKENS: u64 = 4;
 /// Tokens that close a reply once it is history.
 const CLOSING_TOKENS: u64 = 2;
+/// Tokens of a tool call besides what stands in its argument: the tags, the name, the JSON around it.
+const CALL_TOKENS: u64 = 20;
+
+/// Number of the text that stands in for the first reply: beyond those of the messages.
+const STAND_IN: usize = 1 << 32;
 
 /// The growing history of one program.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub struct History {
     seed: u64,
     /// Whether tools are offered.
     tools: bool,
+    /// Whether words of ours stand in for replies.
+    stand_in: bool,
     /// `{"model":…,"program_id":…,…` up to what differs between steps.
     head: Vec<u8>,
     /// `"messages":[…` without the closing bracket.
@@ -45,6 +52,8 @@ pub struct RequestShape {
     /// The `tools` offered to the programs of each shared prefix; the trace's tool calls are then asked for by
     /// name. Empty to offer none.
     pub tools: BTreeMap<String, String>,
+    /// Put words of ours, as many as a reply had tokens, into the history instead of the reply.
+    pub stand_in: bool,
     /// Seed of the texts.
     pub seed: u64,
 }
@@ -60,6 +69,7 @@ impl History {
             program: name.to_owned(),
             seed: shape.seed,
             tools: !tools.is_empty(),
+            stand_in: shape.stand_in,
             head: head(shape, name, tools),
             messages: b"\"messages\":[".to_vec(),
             parts: 0,
@@ -105,7 +115,14 @@ impl History {
 
     /// Takes up the reply to `step`, and the message that makes the context as long as `next` wants it.
     pub fn advance(&mut self, step: &Step, reply: &Reply, next: &Step) {
-        self.push_reply(reply);
+        if self.stand_in {
+            let tokens = reply
+                .usage
+                .map_or_else(|| u64::from(step.output_tokens), |usage| usage.output);
+            self.push_reply(&self.stand_in_for(reply, tokens));
+        } else {
+            self.push_reply(reply);
+        }
         let context = match reply.usage {
             Some(usage) => usage.prompt + usage.output,
             None => u64::from(step.prompt_tokens) + u64::from(step.output_tokens),
@@ -145,15 +162,52 @@ impl History {
         self.messages.extend_from_slice(b"\"}");
     }
 
+    /// The reply with `tokens` words of ours in place of its text.
+    fn stand_in_for(&self, reply: &Reply, tokens: u64) -> Reply {
+        let seed = text_seed(self.seed, &self.program, STAND_IN + self.parts);
+        let words = |tokens: u64| {
+            let mut text = Vec::new();
+            push_text(&mut text, seed, tokens.max(1));
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        let mut calls: Vec<_> = reply.tool_calls.clone();
+        let own = tokens.saturating_sub(CALL_TOKENS * calls.len() as u64);
+        for (index, call) in calls.iter_mut().enumerate() {
+            let words = if index == 0 {
+                words(own)
+            } else {
+                String::new()
+            };
+            let arguments = format!("{{\"arg\":{}}}", quoted(&words));
+            *call = ToolCall::new(&call.id, &call.function.name, &arguments);
+        }
+        Reply {
+            content: calls.is_empty().then(|| words(tokens)),
+            tool_calls: calls,
+            usage: reply.usage,
+        }
+    }
+
     fn push_reply(&mut self, reply: &Reply) {
         let message = Assistant {
             role: "assistant",
             content: reply.content.as_deref(),
-            tool_calls: &reply.tool_calls,
+            tool_calls: &reply.tool_calls.iter().map(sound).collect::<Vec<_>>(),
         };
         self.messages.push(b',');
         self.messages.extend_from_slice(json(&message).as_bytes());
     }
+}
+
+/// The call as a server takes it back: arguments that are no JSON object become a string in one. A server reads
+/// them to render the history, and what a model wrote may be anything.
+fn sound(call: &ToolCall) -> ToolCall {
+    let arguments = &call.function.arguments;
+    if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(arguments).is_ok() {
+        return call.clone();
+    }
+    let wrapped = format!("{{\"text\":{}}}", quoted(arguments));
+    ToolCall::new(&call.id, &call.function.name, &wrapped)
 }
 
 #[derive(Serialize)]
@@ -241,6 +295,7 @@ mod tests {
             model: "m\"x".to_owned(),
             stream: false,
             tools: tool_lists(&trace.programs),
+            stand_in: false,
             seed: 1,
         }
     }
@@ -324,5 +379,48 @@ mod tests {
         let body = parsed(&history, &steps[1]);
         assert_eq!(body["messages"][2]["content"], "some\ntext");
         assert_eq!(body["messages"][3]["role"], "user");
+    }
+
+    #[test]
+    fn arguments_that_are_no_json_come_back_as_a_string_in_an_object() {
+        let trace = Trace::parse("t", TRACE).unwrap();
+        let steps = &trace.programs[0].steps;
+        let mut history = History::new(&shape(&trace), "a", &trace.programs[0]);
+        let garbled = Reply {
+            tool_calls: vec![ToolCall::new("call-1", "ls", "{\"x\": \u{fffd}")],
+            ..reply(true)
+        };
+        history.advance(&steps[0], &garbled, &steps[1]);
+        let body = parsed(&history, &steps[1]);
+        let arguments = &body["messages"][2]["tool_calls"][0]["function"]["arguments"];
+        let arguments: Value = serde_json::from_str(arguments.as_str().unwrap()).unwrap();
+        assert_eq!(arguments["text"], "{\"x\": \u{fffd}");
+    }
+
+    #[test]
+    fn words_stand_in_for_a_reply_of_random_weights() {
+        let trace = Trace::parse("t", TRACE).unwrap();
+        let steps = &trace.programs[0].steps;
+        let shape = RequestShape {
+            stand_in: true,
+            ..shape(&trace)
+        };
+        let message = |reply: &Reply| {
+            let mut history = History::new(&shape, "a", &trace.programs[0]);
+            history.advance(&steps[0], reply, &steps[1]);
+            parsed(&history, &steps[1])["messages"][2].clone()
+        };
+        let text = message(&reply(false));
+        // 9 tokens were generated.
+        assert_eq!(text["content"].as_str().unwrap().len(), 9 * 4);
+        assert_eq!(text, message(&reply(false)), "the same words each time");
+        let call = message(&reply(true))["tool_calls"][0].clone();
+        assert_eq!(
+            (&call["id"], &call["function"]["name"]),
+            (&"call-1".into(), &"ls".into())
+        );
+        let arguments: Value =
+            serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert_eq!(arguments["arg"].as_str().unwrap().len(), 4);
     }
 }

@@ -63,6 +63,10 @@ pub struct ReplayArgs {
     /// Offer no tools and ask for no tool calls
     #[arg(long)]
     pub no_tools: bool,
+    /// Put words, as many as a reply had tokens, into the history instead of the reply: for a model with random
+    /// weights, whose text would come back as other and more tokens
+    #[arg(long)]
+    pub stand_in: bool,
     /// Run directory [default: runs/replay-TRACE-cC-TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -91,6 +95,7 @@ pub struct ReplayArgs {
 
 /// One replay, checked.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Replay {
     /// Where requests go.
     pub url: String,
@@ -104,6 +109,8 @@ pub struct Replay {
     pub stream: bool,
     /// Offer tools.
     pub tools: bool,
+    /// Let words stand in for replies.
+    pub stand_in: bool,
     /// Where records go.
     pub dir: RunDir,
     /// The run's time.
@@ -215,6 +222,7 @@ impl Replay {
             trace: Arc::new(trace),
             stream: !args.no_stream,
             tools: !args.no_tools,
+            stand_in: args.stand_in,
             dir: RunDir::create(out)?,
             clock,
             model: args.model,
@@ -265,6 +273,7 @@ impl Replay {
             } else {
                 std::collections::BTreeMap::new()
             },
+            stand_in: self.stand_in,
             seed: self.seed,
         }
     }

@@ -7,7 +7,10 @@
 //! never sees when the large ones are done.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod bound;
 pub mod calibration;
+pub mod recording;
+pub mod shorten;
 mod slot;
 pub mod supply;
 mod tally;
@@ -22,7 +25,7 @@ use world::World;
 
 pub use calibration::calibration_table;
 pub use supply::Workload;
-pub use tally::{Measured, ProgramRun};
+pub use tally::{Measured, ProgramRun, middle_rate};
 pub use workload::Shape;
 
 /// How an answer reads when it comes back as history.
@@ -38,6 +41,9 @@ pub enum History {
 
 /// How much longer the text of a model with random weights is when it comes back (measured; Qwen vocabulary).
 pub const RANDOM_WEIGHTS: f64 = 1.38;
+
+/// Bound on the blocks of a cache that is to hold everything: 64 million tokens.
+pub const MOST_BLOCKS: u32 = 4_000_000;
 
 /// What the policy is told that is not so.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,6 +99,28 @@ impl Cell {
             history: History::Kept,
             beliefs: Beliefs::default(),
         }
+    }
+
+    /// The same cell with a cache so large that nothing is ever evicted, up to [`MOST_BLOCKS`].
+    #[must_use]
+    pub fn with_everything_cached(&self) -> Self {
+        let blocks = |program: workload::Program| -> u64 {
+            let mut tokens = u64::from(program.shared);
+            let mut unfinished = 0;
+            for step in &program.steps {
+                let branches = u64::from(step.branches.max(1));
+                // An answer is cached as it was generated, and again as it was cut anew.
+                tokens += u64::from(step.added) + 2 * branches * u64::from(step.output);
+                unfinished += 2 * branches;
+            }
+            tokens.div_ceil(u64::from(self.engine.block_size)) + unfinished
+        };
+        let total: u64 = self.fixed_programs().map(blocks).sum();
+        let mut cell = self.clone();
+        cell.engine.blocks = u32::try_from(total)
+            .unwrap_or(u32::MAX)
+            .clamp(2, MOST_BLOCKS);
+        cell
     }
 
     /// The programs of the set, in order: what a policy that knows the future would be given.

@@ -38,6 +38,21 @@ pub struct Recorded {
 }
 
 impl Workload {
+    /// The shape called `name`, or `tau2`: the recorded trajectories in an order drawn from the seed.
+    ///
+    /// # Errors
+    /// An unknown name; the message lists the known.
+    pub fn by_name(name: &str) -> anyhow::Result<Self> {
+        if let Some(shape) = Shape::by_name(name) {
+            return Ok(Self::Drawn(shape));
+        }
+        if name == "tau2" {
+            return Ok(Self::resampled(&Trace::load(name)?));
+        }
+        let shapes = Shape::ALL.map(Shape::name).join(", ");
+        anyhow::bail!("no shape {name:?}; choose from tau2, {shapes}, or give a trace file")
+    }
+
     /// The trace called `tau2` or `swe`, or in that file, in its order.
     pub fn recorded(trace: &Trace) -> Self {
         Self::Recorded(Arc::new(Recorded::new(trace)))
@@ -53,6 +68,14 @@ impl Workload {
         match self {
             Self::Drawn(shape) => shape.name(),
             Self::Recorded(recorded) | Self::Resampled(recorded) => &recorded.name,
+        }
+    }
+
+    /// How many programs a set has by itself; `None`: as many as one likes.
+    pub fn programs(&self) -> Option<usize> {
+        match self {
+            Self::Recorded(recorded) => Some(recorded.programs.len()),
+            Self::Drawn(_) | Self::Resampled(_) => None,
         }
     }
 
@@ -76,12 +99,10 @@ impl Workload {
         }
     }
 
-    /// The first `count` programs of `seed` as a trace, which `kvgate replay` plays.
-    pub fn to_trace(&self, seed: u64, count: usize) -> Vec<trace::Program> {
-        let programs = self.supply(seed).take(count);
-        programs
-            .map(|program| self.trace_program(&program))
-            .collect()
+    /// Programs of this workload as a trace, which `kvgate replay` plays.
+    pub fn to_trace(&self, programs: &[Program]) -> Vec<trace::Program> {
+        let program = |program| self.trace_program(program);
+        programs.iter().map(program).collect()
     }
 
     fn trace_program(&self, program: &Program) -> trace::Program {

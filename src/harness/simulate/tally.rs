@@ -14,7 +14,7 @@ pub struct Measured {
     /// From the first arrival to the last end, in seconds; of a window, its length.
     pub makespan_s: f64,
     /// Programs played to their end.
-    pub programs: usize,
+    pub programs_done: usize,
     /// Programs that ended early: a step was longer than the cache, or the policy held it for ever.
     pub programs_failed: usize,
     /// Steps finished; a fork counts once.
@@ -126,7 +126,7 @@ impl Tally {
         let at = |sample: &[f64], q| percentile(sample, q).unwrap_or(0.0);
         Measured {
             makespan_s,
-            programs: times.len(),
+            programs_done: times.len(),
             programs_failed: self.programs.len() - times.len(),
             steps: self.step_ends.len(),
             program_mean_s: mean(&times).unwrap_or(0.0),
@@ -150,13 +150,18 @@ impl Tally {
         }
     }
 
-    /// Steps per second between the moments at which 20 % and 80 % of all were finished: neither the filling nor
-    /// the emptying of the slots counts.
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+    /// [`middle_rate`] of the steps so far.
     pub(super) fn middle_steps_per_s(&self) -> Option<f64> {
-        let steps = self.step_ends.len();
-        let (from, to) = (steps / 5, steps * 4 / 5);
-        let time = self.step_ends.get(to)?.since(*self.step_ends.get(from)?);
-        (time > Duration::ZERO).then(|| (to - from) as f64 / time.as_secs_f64())
+        let ends: Vec<f64> = self.step_ends.iter().map(|end| end.as_secs_f64()).collect();
+        middle_rate(&ends)
     }
+}
+
+/// Of ascending moments in seconds, how many a second there were between 20 % and 80 % of them: neither the filling
+/// nor the emptying of the slots counts.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+pub fn middle_rate(ends_s: &[f64]) -> Option<f64> {
+    let (from, to) = (ends_s.len() / 5, ends_s.len() * 4 / 5);
+    let time = ends_s.get(to)? - ends_s.get(from)?;
+    (time > 0.0).then(|| (to - from) as f64 / time)
 }

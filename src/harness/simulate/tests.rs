@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::calibration::{h100, modelled, setting};
+use super::shorten::Shorten;
+use super::workload::Program;
 use super::world::BACKEND;
 use super::*;
 use crate::harness::trace::Trace;
@@ -27,7 +29,7 @@ fn a_fixed_set_ends_with_every_program_and_every_step_of_it() {
         let cell = small(shape);
         let (measured, programs) = fixed_set_by_program(&cell, &mut Baseline::default());
         let steps: usize = cell.fixed_programs().map(|p| p.steps.len()).sum();
-        assert_eq!((measured.programs, measured.programs_failed), (12, 0));
+        assert_eq!((measured.programs_done, measured.programs_failed), (12, 0));
         assert_eq!(measured.steps, steps, "{shape:?}");
         let names: BTreeSet<_> = programs.into_iter().map(|run| run.program).collect();
         assert_eq!(names, cell.fixed_programs().map(|p| p.name).collect());
@@ -111,20 +113,76 @@ fn a_corrected_history_is_as_long_as_planned() {
 #[test]
 fn a_trace_is_played_program_by_program_and_says_so_again_as_a_trace() {
     let trace = Trace::load("tau2").unwrap();
-    let workload = Workload::recorded(&trace);
-    assert_eq!(workload.to_trace(1, 2)[0].steps, trace.programs[0].steps);
-    let again = workload.to_trace(1, trace.programs.len() + 1);
-    assert_eq!(again[0].steps, again[trace.programs.len()].steps);
-    assert_eq!(again[trace.programs.len()].program, "retail-0.1");
-    let shuffled = Workload::resampled(&trace).to_trace(1, trace.programs.len());
+    let count = trace.programs.len();
+    let written = |workload: &Workload, count| {
+        workload.to_trace(&workload.supply(1).take(count).collect::<Vec<_>>())
+    };
+    let in_order = written(&Workload::recorded(&trace), count + 1);
+    assert_eq!(in_order[0].steps, trace.programs[0].steps);
+    assert_eq!(in_order[count].steps, trace.programs[0].steps);
+    assert_eq!(in_order[count].program, "retail-0.1");
+    let shuffled = written(&Workload::resampled(&trace), count);
     let names = |programs: &[crate::harness::trace::Program]| {
-        programs
-            .iter()
-            .map(|p| p.program.clone())
-            .collect::<BTreeSet<_>>()
+        let names = programs.iter().map(|program| program.program.clone());
+        names.collect::<BTreeSet<_>>()
     };
     assert_eq!(names(&shuffled), names(&trace.programs));
     assert_ne!(shuffled[0].program, trace.programs[0].program);
+}
+
+/// What the simulation draws and what it reads from the file that `kvgate trace` writes of it.
+#[test]
+fn a_drawn_set_and_its_trace_are_the_same_programs() {
+    let drawn = Workload::Drawn(Shape::Orch);
+    let programs: Vec<_> = drawn.supply(3).take(5).collect();
+    let trace = Trace {
+        name: "orch".to_owned(),
+        programs: drawn.to_trace(&programs),
+        repaired: 0,
+    };
+    let read = Trace::parse("orch", &trace.to_jsonl().unwrap()).unwrap();
+    assert_eq!(read.repaired, 0);
+    for (program, again) in programs.iter().zip(Workload::recorded(&read).supply(1)) {
+        assert_eq!((&program.name, program.shared), (&again.name, again.shared));
+        let lengths = |p: &Program| {
+            p.steps
+                .iter()
+                .map(|s| (s.added, s.output))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(program), lengths(&again));
+    }
+}
+
+#[test]
+fn a_shortened_program_is_a_stretch_of_the_whole_one() {
+    let programs: Vec<_> = Workload::Drawn(Shape::Swe).supply(1).take(20).collect();
+    let shorten = Shorten {
+        steps: 0.25,
+        gaps: 0.5,
+    };
+    let contexts = |program: &Program| {
+        let mut context = program.shared;
+        let mut contexts = Vec::new();
+        for step in &program.steps {
+            contexts.push(context + step.added);
+            context += step.added + step.output;
+        }
+        contexts
+    };
+    let mut late = 0;
+    for whole in programs {
+        let mut short = whole.clone();
+        shorten.apply(&mut short, 7);
+        assert_eq!(short.steps.len(), (whole.steps.len() + 2) / 4);
+        let (short_contexts, whole_contexts) = (contexts(&short), contexts(&whole));
+        let stretch = whole_contexts.windows(short.steps.len());
+        let mut places = stretch.enumerate().filter(|(_, s)| *s == short_contexts);
+        let (place, _) = places.next().unwrap();
+        assert_eq!(short.steps[0].gap * 2, whole.steps[place].gap);
+        late += usize::from(place > 0);
+    }
+    assert!(late > 10, "stretches begin anywhere");
 }
 
 #[test]
@@ -177,10 +235,10 @@ fn a_program_longer_than_the_cache_fails_and_the_others_go_on() {
     cell.engine.blocks = 901;
     let measured = direct(&cell);
     assert!(
-        measured.programs_failed > 0 && measured.programs > 0,
+        measured.programs_failed > 0 && measured.programs_done > 0,
         "{measured:?}"
     );
-    assert_eq!(measured.programs + measured.programs_failed, 12);
+    assert_eq!(measured.programs_done + measured.programs_failed, 12);
 }
 
 /// A policy that lets nobody go.
@@ -206,7 +264,7 @@ impl Policy for Never {
 #[test]
 fn a_policy_that_lets_nobody_go_ends_the_run_instead_of_hanging_it() {
     let measured = fixed_set(&small(Shape::Swe), &mut Never);
-    assert_eq!((measured.programs, measured.programs_failed), (0, 4));
+    assert_eq!((measured.programs_done, measured.programs_failed), (0, 4));
 }
 
 /// A policy that holds everything until a tick releases it, one request at a time.
@@ -246,7 +304,7 @@ impl Policy for OneByOne {
 #[test]
 fn holds_and_ticks_reach_the_policy_and_bind_the_engine() {
     let measured = fixed_set(&small(Shape::Swe), &mut OneByOne::default());
-    assert_eq!(measured.programs, 12);
+    assert_eq!(measured.programs_done, 12);
     assert!(measured.hold_max_s > 0.1, "{measured:?}");
     assert!(
         measured.running <= 1.0 && measured.waiting < 0.01,

@@ -75,10 +75,10 @@ impl Shape {
 
     /// Between two moments at which gaps of this shape can end; `None`: at any.
     pub const fn gap_grid(self) -> Option<Duration> {
-        match self {
-            Self::Bursts => Some(BURST),
-            _ => None,
+        if matches!(self, Self::Bursts) {
+            return Some(BURST);
         }
+        None
     }
 }
 
@@ -222,13 +222,12 @@ impl Generator {
 
     fn kind(&mut self) -> Kind {
         match self.shape {
-            Shape::Tau2Lognormal | Shape::Bursts => self.tau2(1.0),
+            Shape::Mix if self.dice.random_bool(0.5) => Kind::Swe,
+            Shape::Tau2Lognormal | Shape::Bursts | Shape::Mix => self.tau2(1.0),
             Shape::Slow => self.tau2(4.0),
             Shape::Swe => Kind::Swe,
             Shape::Orch => self.orch(false),
             Shape::Forks => self.orch(true),
-            Shape::Mix if self.dice.random_bool(0.5) => Kind::Swe,
-            Shape::Mix => self.tau2(1.0),
             Shape::Research => Kind::Research,
             Shape::Coding => Kind::Coding,
             Shape::Blend => [Kind::Research, Kind::Swe, Kind::Coding][self.dice.random_range(0..3)],
@@ -271,9 +270,10 @@ impl Generator {
             }
             Kind::Coding => {
                 let (added, output) = (self.around(700.0), self.around(90.0));
-                let (median, tool) = match self.dice.random_bool(0.12) {
-                    true => (25.0, BUILD),
-                    false => (0.8, TOOL),
+                let (median, tool) = if self.dice.random_bool(0.12) {
+                    (25.0, BUILD)
+                } else {
+                    (0.8, TOOL)
                 };
                 Step::new(
                     added,
@@ -301,9 +301,10 @@ impl Generator {
             45..78 => (self.lognormal(9.6, 0.695), GapKind::UserTurn),
             _ => (self.lognormal(2.5, 0.8), GapKind::Tool(EXPERT)),
         };
-        let branches = match forks && self.dice.random_bool(0.2) {
-            true => self.dice.random_range(2..=4),
-            false => 1,
+        let branches = if forks && self.dice.random_bool(0.2) {
+            self.dice.random_range(2..=4)
+        } else {
+            1
         };
         Step {
             branches,

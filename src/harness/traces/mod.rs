@@ -1,54 +1,51 @@
-//! Makes the built-in traces from the source data: `kvgate trace tau2|swe --from PATH --out FILE --seed 1`.
+//! Makes trace files: the built-in ones from the source data, and sets drawn from a shape.
 //!
-//! The source data are counts taken from published trajectories: tokens per step, tool seconds. What they lack,
-//! mostly the time a gap takes, is drawn from measured distributions with a fixed seed, so that the same input
-//! and seed give the same bytes. [`tau2`] and [`swe`] state their rules; to read a trace, see [`super::trace`].
+//! `kvgate trace tau2|swe --from PATH` reads counts taken from published trajectories: tokens per step, tool seconds.
+//! What they lack, mostly the time a gap takes, is drawn from measured distributions. [`tau2`] and [`swe`] state
+//! their rules. Without `--from`, the programs are those of `kvgate simulate --shape` with that seed: a live server
+//! and the simulation then play the same set. The same input and seed give the same bytes; to read a trace, see
+//! [`super::trace`].
 
 pub mod draw;
 pub mod swe;
 pub mod tau2;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
-use clap::{Args, ValueEnum};
+use anyhow::{Context, bail, ensure};
+use clap::Args;
 
+use super::simulate::shorten::Shorten;
+use super::simulate::{Shape, Workload};
 use super::trace::{Program, Trace};
-
-/// Which trace to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Shape {
-    /// Customer service: long shared prefix, few steps, users who think.
-    Tau2,
-    /// Software engineering: short shared prefix, many steps, fast tools.
-    Swe,
-}
-
-impl Shape {
-    /// The name of the built-in trace.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tau2 => "tau2",
-            Self::Swe => "swe",
-        }
-    }
-}
 
 /// Flags of `kvgate trace`.
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// Which trace to make
-    #[arg(value_enum)]
-    pub shape: Shape,
-    /// Folder with the source data: `tau2_steps.csv`, or `swe_prompt_lengths.json` and `swe_rounds.json`
-    #[arg(long, value_name = "PATH")]
-    pub from: PathBuf,
+    /// Shape to draw from (orch, tau2-lognormal, swe, mix, slow, res, cod, blend), or tau2 for the recorded
+    /// trajectories in another order; with --from, the built-in trace to make (tau2 or swe)
+    #[arg(value_name = "SHAPE")]
+    pub shape: String,
+    /// Folder with the source data of a built-in trace: `tau2_steps.csv`, or `swe_prompt_lengths.json` and
+    /// `swe_rounds.json`
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["programs", "steps_scale", "gap_scale"])]
+    pub from: Option<PathBuf>,
     /// File to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Seed of everything that is drawn
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// Programs to draw
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    pub programs: usize,
+    /// Share of each program's steps to keep, above 0: a stretch from a place drawn at random, what came before it
+    /// being the first message
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub steps_scale: f64,
+    /// Factor on every gap
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub gap_scale: f64,
 }
 
 /// Makes one trace file and says what is in it.
@@ -57,19 +54,11 @@ pub struct TraceArgs {
 /// When a source file is missing or malformed, or the output cannot be written; the message names the file.
 #[expect(clippy::print_stdout, reason = "the command's result")]
 pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
-    let read = |name: &str| {
-        let path = args.from.join(name);
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    let programs = match &args.from {
+        Some(folder) => recorded(&args.shape, folder, args.seed)?,
+        None => drawn(args)?,
     };
-    let programs = match args.shape {
-        Shape::Tau2 => tau2::make(&read("tau2_steps.csv")?, args.seed)?,
-        Shape::Swe => swe::make(
-            &read("swe_prompt_lengths.json")?,
-            &read("swe_rounds.json")?,
-            args.seed,
-        )?,
-    };
-    let trace = checked(args.shape.name(), programs)?;
+    let trace = checked(&args.shape, programs)?;
     std::fs::write(&args.out, trace.to_jsonl()?)
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     println!(
@@ -79,6 +68,53 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
         trace.steps()
     );
     Ok(())
+}
+
+/// A built-in trace from its source data.
+fn recorded(name: &str, folder: &Path, seed: u64) -> anyhow::Result<Vec<Program>> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    match name {
+        "tau2" => tau2::make(&read("tau2_steps.csv")?, seed),
+        "swe" => swe::make(
+            &read("swe_prompt_lengths.json")?,
+            &read("swe_rounds.json")?,
+            seed,
+        ),
+        _ => bail!("{name:?} is not made --from source data; choose tau2 or swe"),
+    }
+}
+
+/// A set drawn from a shape.
+fn drawn(args: &TraceArgs) -> anyhow::Result<Vec<Program>> {
+    ensure!(args.programs > 0, "--programs: write 1 or more");
+    for (flag, value) in [
+        ("--steps-scale", args.steps_scale),
+        ("--gap-scale", args.gap_scale),
+    ] {
+        ensure!(
+            value.is_finite() && value > 0.0,
+            "{flag}: {value}: write a number above 0"
+        );
+    }
+    let workload = Workload::by_name(&args.shape)?;
+    if matches!(workload, Workload::Drawn(Shape::Bursts | Shape::Forks)) {
+        bail!(
+            "{}: a trace has no forks and no common clock; choose another shape, or simulate it",
+            args.shape
+        );
+    }
+    let shorten = Shorten {
+        steps: args.steps_scale,
+        gaps: args.gap_scale,
+    };
+    let mut programs: Vec<_> = workload.supply(args.seed).take(args.programs).collect();
+    for program in &mut programs {
+        shorten.apply(program, args.seed);
+    }
+    Ok(workload.to_trace(&programs))
 }
 
 /// Passes programs through the loader, which must have nothing to repair.

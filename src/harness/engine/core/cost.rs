@@ -6,9 +6,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The constants of one model on one device.
 #[expect(clippy::struct_field_names, reason = "the unit is part of the name")]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CostModel {
     /// `o`: fixed cost of an iteration (scheduling, launch, sampling).
     pub iteration_s: f64,
@@ -43,11 +46,7 @@ pub const H100_QWEN3_8B: CostModel = CostModel {
 
 /// The same with prefill three times as slow. An **extrapolation** towards an RTX 5090, not a measurement: it
 /// exists to see what a policy does where recomputing a prefix is dear.
-pub const RTX5090_QWEN3_8B: CostModel = CostModel {
-    token_s: 3.0 * H100_QWEN3_8B.token_s,
-    prefill_pair_s: 3.0 * H100_QWEN3_8B.prefill_pair_s,
-    ..H100_QWEN3_8B
-};
+pub const RTX5090_QWEN3_8B: CostModel = H100_QWEN3_8B.with_prefill(3.0);
 
 /// A random 1.3 M parameter model on a few CPU cores: the pace of the server that the engine is compared with.
 pub const CPU_TINY: CostModel = CostModel {
@@ -99,6 +98,30 @@ impl CostModel {
     pub fn by_name(name: &str) -> Option<Self> {
         let found = Self::PRESETS.iter().find(|(preset, _)| *preset == name);
         found.map(|(_, cost)| *cost)
+    }
+
+    /// The constants by name.
+    pub const fn constants(&self) -> [(&'static str, f64); 8] {
+        [
+            ("iteration_s", self.iteration_s),
+            ("weights_s", self.weights_s),
+            ("token_s", self.token_s),
+            ("decode_context_s", self.decode_context_s),
+            ("prefill_pair_s", self.prefill_pair_s),
+            ("decode_s", self.decode_s),
+            ("http_s", self.http_s),
+            ("http_token_s", self.http_token_s),
+        ]
+    }
+
+    /// The same device with prefill `factor` times as slow.
+    #[must_use]
+    pub const fn with_prefill(self, factor: f64) -> Self {
+        Self {
+            token_s: self.token_s * factor,
+            prefill_pair_s: self.prefill_pair_s * factor,
+            ..self
+        }
     }
 
     /// Duration of an iteration that does `work`.

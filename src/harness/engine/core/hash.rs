@@ -87,6 +87,7 @@ impl Extend<TokenId> for Chain {
 pub struct PassThrough(u64);
 
 impl Hasher for PassThrough {
+    #[inline]
     fn finish(&self) -> u64 {
         self.0
     }
@@ -95,6 +96,7 @@ impl Hasher for PassThrough {
         self.0 = xxh3_64_with_seed(bytes, self.0);
     }
 
+    #[inline]
     fn write_u64(&mut self, value: u64) {
         self.0 = value;
     }

@@ -1,0 +1,289 @@
+//! What is asked of the server, and how long it takes.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use indicatif::ProgressBar;
+
+use super::fit::Point;
+use crate::clock::Clock;
+use crate::harness::replay::client::{Client, Served, StepError};
+use crate::harness::replay::text::{push_text, text_seed};
+use crate::harness::stats::percentile;
+use crate::telemetry::scrape::Scrape;
+
+/// Longest that one request may take.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How much is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Prompt lengths, in tokens.
+    pub prompts: Vec<u32>,
+    /// Contexts in which decoding is timed, in tokens.
+    pub contexts: Vec<u32>,
+    /// Sequences that decode side by side.
+    pub batches: Vec<u32>,
+    /// Tokens that each of them generates.
+    pub output: u32,
+    /// How often each is measured; the median counts.
+    pub rounds: u32,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            prompts: vec![256, 512, 1_024, 2_048, 4_096, 8_192, 16_384],
+            contexts: vec![1_024, 4_096, 16_384],
+            batches: vec![1, 2, 4, 8, 16, 32],
+            output: 96,
+            rounds: 3,
+        }
+    }
+}
+
+/// The server's cache, from its `/metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// KV capacity in tokens, the null block left out.
+    pub tokens: u64,
+    /// Tokens of a block.
+    pub block: u32,
+}
+
+/// A server under test.
+#[derive(Debug)]
+pub struct Probe<'a> {
+    client: Client,
+    clock: Clock,
+    model: String,
+    /// Distinguishes the texts of this run from those of any other.
+    seed: u64,
+    /// Texts sent so far: each prompt is a new one.
+    sent: usize,
+    bar: &'a ProgressBar,
+}
+
+impl<'a> Probe<'a> {
+    /// A probe of the server at `url`; `seed` must differ from run to run, or prompts are found in its cache.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub async fn new(
+        url: &str,
+        model: Option<String>,
+        clock: Clock,
+        seed: u64,
+        bar: &'a ProgressBar,
+    ) -> anyhow::Result<Self> {
+        let client = Client::new(url, clock, TIMEOUT)?;
+        let model = match model {
+            Some(model) => model,
+            None => client.first_model().await?,
+        };
+        Ok(Self {
+            client,
+            clock,
+            model,
+            seed,
+            sent: 0,
+            bar,
+        })
+    }
+
+    /// The model asked for.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The server's cache.
+    ///
+    /// # Errors
+    /// When `/metrics` cannot be read or does not say.
+    pub async fn cache(&self) -> anyhow::Result<Cache> {
+        let scrape = Scrape::parse(&self.client.metrics().await?);
+        let tokens = scrape.kv_capacity.context(
+            "/metrics has no vllm:cache_config_info with a KV capacity; is this a vLLM, and not a gate?",
+        )?;
+        let block = scrape.block_size.unwrap_or(16);
+        Ok(Cache {
+            // Some versions count the null block, which holds nothing.
+            tokens: tokens.0.saturating_sub(block),
+            block: u32::try_from(block)?,
+        })
+    }
+
+    /// Measures everything in `plan` that fits into `cache`.
+    ///
+    /// # Errors
+    /// A request that fails for another reason than its length.
+    pub async fn measure(&mut self, plan: &Plan, cache: Cache) -> anyhow::Result<Vec<Point>> {
+        // The first request of a server pays for what is compiled and allocated.
+        let warm = self.prompt(64);
+        self.send(&warm, plan.output).await?;
+        let mut points = Vec::new();
+        for &tokens in &plan.prompts {
+            if u64::from(tokens) < cache.tokens {
+                self.first_tokens(tokens, plan.rounds, cache.block, &mut points)
+                    .await?;
+            }
+            self.bar.inc(1);
+        }
+        for &context in &plan.contexts {
+            self.decodes(context, plan, cache, &mut points).await?;
+        }
+        Ok(points)
+    }
+
+    /// The time to the first token of a new prompt, and of the same prompt again.
+    async fn first_tokens(
+        &mut self,
+        tokens: u32,
+        rounds: u32,
+        block: u32,
+        points: &mut Vec<Point>,
+    ) -> anyhow::Result<()> {
+        let (mut new, mut again) = (Vec::new(), Vec::new());
+        for _ in 0..rounds.max(1) {
+            let body = self.prompt(tokens);
+            for points in [&mut new, &mut again] {
+                let arrived = self.clock.now();
+                let Some(served) = self.send(&body, 1).await? else {
+                    return Ok(());
+                };
+                let usage = served.reply.usage.context("the server reports no usage")?;
+                let prompt = u32::try_from(usage.prompt)?;
+                let seconds = served.first_token.since(arrived).as_secs_f64();
+                points.push((prompt, usage.cached, seconds));
+            }
+        }
+        // Without a report: nothing of a new prompt, all whole blocks but the last token of a known one.
+        let known = |prompt: u32| (prompt.saturating_sub(1) / block) * block;
+        points.extend(median_of(&new, |_| 0));
+        points.extend(median_of(&again, known));
+        Ok(())
+    }
+
+    /// The time between tokens in every batch that fits.
+    async fn decodes(
+        &mut self,
+        context: u32,
+        plan: &Plan,
+        cache: Cache,
+        points: &mut Vec<Point>,
+    ) -> anyhow::Result<()> {
+        let each = u64::from(context + plan.output + cache.block);
+        let most = u32::try_from(cache.tokens / each).unwrap_or(u32::MAX);
+        let batches: Vec<u32> = plan
+            .batches
+            .iter()
+            .copied()
+            .filter(|n| *n <= most)
+            .collect();
+        let widest = batches.iter().copied().max().unwrap_or(0);
+        let mut bodies = Vec::new();
+        for _ in 0..widest {
+            // Into the cache first, so that all begin to decode together.
+            let prompt = self.prompt(context);
+            if self.send(&prompt, 1).await?.is_none() {
+                return Ok(());
+            }
+            bodies.push(prompt);
+        }
+        for batch in batches {
+            let mut times = Vec::new();
+            for _ in 0..plan.rounds.max(1) {
+                times.push(self.decode(&bodies[..batch as usize], plan.output).await?);
+            }
+            times.sort_by(|a, b| a.1.total_cmp(&b.1));
+            let (context, seconds) = times[times.len() / 2];
+            points.push(Point::Decode {
+                batch,
+                context,
+                seconds,
+            });
+            self.bar.inc(1);
+        }
+        Ok(())
+    }
+
+    /// Mean context and mean time between two tokens while all `prompts` decode side by side.
+    async fn decode(&self, prompts: &[Prompt], output: u32) -> anyhow::Result<(f64, f64)> {
+        let one = async |prompt: &Prompt| -> anyhow::Result<(f64, f64)> {
+            let served = self
+                .send(prompt, output)
+                .await?
+                .context("a prompt was refused the second time")?;
+            let ended = self.clock.now();
+            let usage = served.reply.usage.context("the server reports no usage")?;
+            let tokens = u32::try_from(usage.output)?;
+            let gaps = f64::from(tokens.saturating_sub(1).max(1));
+            let seconds = ended.since(served.first_token).as_secs_f64() / gaps;
+            Ok((
+                f64::from(u32::try_from(usage.prompt)?) + gaps / 2.0,
+                seconds,
+            ))
+        };
+        let all = join_all(prompts.iter().map(one)).await;
+        let (mut context, mut seconds) = (0.0, 0.0);
+        let count = f64::from(u32::try_from(all.len())?);
+        for result in all {
+            let (of_one, time) = result?;
+            context += of_one / count;
+            seconds += time / count;
+        }
+        Ok((context, seconds))
+    }
+
+    /// A prompt of about this many tokens that nobody has sent before.
+    fn prompt(&mut self, tokens: u32) -> Prompt {
+        self.sent += 1;
+        let mut text = Vec::new();
+        push_text(
+            &mut text,
+            text_seed(self.seed, "calibrate", self.sent),
+            u64::from(tokens),
+        );
+        Prompt(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Sends a prompt; `None` if it is longer than the server takes.
+    async fn send(&self, prompt: &Prompt, output: u32) -> anyhow::Result<Option<Served>> {
+        let body = serde_json::json!({
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt.0}],
+            "max_tokens": output,
+            "ignore_eos": true,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        match self
+            .client
+            .step(Bytes::from(serde_json::to_vec(&body)?), true)
+            .await
+        {
+            Ok(served) => Ok(Some(served)),
+            Err(StepError { status: 400, .. }) => Ok(None),
+            Err(error) => anyhow::bail!("a request of the calibration failed: {}", error.cause),
+        }
+    }
+}
+
+/// A prompt's text.
+#[derive(Debug)]
+struct Prompt(String);
+
+/// The median time of some first tokens; `cached` says how much was in the cache where the server did not.
+fn median_of(times: &[(u32, Option<u64>, f64)], cached: impl Fn(u32) -> u32) -> Option<Point> {
+    let mut seconds: Vec<f64> = times.iter().map(|time| time.2).collect();
+    seconds.sort_by(f64::total_cmp);
+    let (prompt, reported, _) = *times.first()?;
+    let reported = reported.and_then(|cached| u32::try_from(cached).ok());
+    Some(Point::FirstToken {
+        prompt,
+        cached: reported.unwrap_or_else(|| cached(prompt)),
+        seconds: percentile(&seconds, 0.5)?,
+    })
+}
