@@ -11,6 +11,8 @@ use crate::policy::{Time, Tokens};
 const MEMORY_S: f64 = 20.0;
 /// What `phi` is until decode speed has been measured.
 const PHI: f64 = 0.4;
+/// The least time per token is measured in a batch too, so the part that does not grow with it is less: fitted.
+const FIXED: f64 = 0.85;
 /// Output tokens that must have been timed before `phi` follows them.
 const LEAST_TOKENS: f64 = 1_000.0;
 /// Weight left to one timed prefill after one more has come.
@@ -88,7 +90,7 @@ impl Price {
         if self.decode_tokens < LEAST_TOKENS {
             return PHI;
         }
-        (self.base_s * self.decode_tokens / self.decode_s).clamp(0.02, 1.0)
+        (FIXED * self.base_s * self.decode_tokens / self.decode_s).clamp(0.02, 1.0)
     }
 }
 
@@ -120,8 +122,8 @@ mod tests {
             price.phi()
         };
         assert!((decode(8e-3, 5) - PHI).abs() < 1e-9, "too few");
-        assert!(decode(8e-3, 50) > 0.9);
+        assert!(decode(8e-3, 50) > 0.8);
         let crowded = decode(24e-3, 400);
-        assert!((0.3..0.5).contains(&crowded), "{crowded}");
+        assert!((0.25..0.4).contains(&crowded), "{crowded}");
     }
 }
