@@ -16,7 +16,7 @@ use crate::policy::{RequestId, Time};
 
 /// Changes are planned for once they are this part of the segments: exact below that many segments, and O(1) per
 /// change above.
-const STALE: usize = 32;
+const STALE: usize = 16;
 /// Return rate of a program whose request waits at the gate, per second.
 const WANTED_RATE: f64 = 2.0;
 
