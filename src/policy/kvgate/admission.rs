@@ -87,6 +87,11 @@ impl Kvgate {
         self.caches[backend.index()].price.prefill_s() * f64::from(program.private)
     }
 
+    /// Whether what is believed of a backend's cache decides who runs there; else everything passes.
+    fn is_gated(&self, backend: BackendId) -> bool {
+        self.caches[backend.index()].is_gated() && !self.strangers.rule()
+    }
+
     /// Admits whatever may go now.
     pub(super) fn fill(&mut self, now: Time, out: &mut Decisions) {
         if self.waiting.is_empty() {
@@ -120,7 +125,7 @@ impl Kvgate {
         let cache = &self.caches[backend.index()];
         let private = self.private(arrival, self.group_of(arrival));
         cache.running == 0
-            || !cache.is_gated()
+            || !self.is_gated(backend)
             || u64::from(private) <= cache.shadow.left_by_running()
     }
 
@@ -179,7 +184,7 @@ impl Kvgate {
     /// Plans anew what is worth keeping, where that may have changed.
     fn plan(&mut self, now: Time) {
         let overdue = self.is_somebody_overdue(now);
-        let turns = self.config.turn_reloads;
+        let reloads = self.config.turn_reloads;
         for cache in &mut self.caches {
             if !cache.is_stale(now) {
                 continue;
@@ -192,8 +197,8 @@ impl Kvgate {
                 };
                 let program = programs.get(id.index()).filter(|_| overdue);
                 program.is_some_and(|program| {
-                    let turn_s = (turns * a * f64::from(program.private)).max(LEAST_TURN_S);
-                    now.since(program.resident_since) >= settings::duration(turn_s)
+                    let turn = (reloads * a * f64::from(program.private)).max(LEAST_TURN_S);
+                    now.since(program.resident_since) >= settings::duration(turn)
                 })
             };
             cache.plan(now, &mut self.returns, &self.groups, is_over);
@@ -214,7 +219,7 @@ impl Kvgate {
     /// Where nothing runs it always does, and so it does where nothing is believed of the cache.
     fn slack(&self, backend: BackendId, arrival: &Arrival) -> Option<f64> {
         let cache = &self.caches[backend.index()];
-        if !cache.is_gated() {
+        if !self.is_gated(backend) {
             return Some(f64::INFINITY);
         }
         let room = Tokens(cache.shadow.room()).as_f64();

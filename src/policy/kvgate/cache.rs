@@ -88,7 +88,7 @@ impl Cache {
         self.stale += 1;
     }
 
-    /// Whether what is believed of the cache decides who runs; else everything passes.
+    /// Whether what the cache holds is known and foretold well enough to decide by.
     pub(super) const fn is_gated(&self) -> bool {
         self.shadow.is_known() && !self.capacity.is_distrusted()
     }

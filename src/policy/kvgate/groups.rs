@@ -96,7 +96,7 @@ impl Group {
 /// All groups, by number.
 #[derive(Debug)]
 pub(super) struct Groups {
-    groups: Vec<Group>,
+    known: Vec<Group>,
     index: BTreeMap<u64, u16>,
     /// Groups that nobody referred to when they were put here.
     unused: VecDeque<u16>,
@@ -107,7 +107,7 @@ pub(super) struct Groups {
 impl Groups {
     pub(super) const fn new() -> Self {
         Self {
-            groups: Vec::new(),
+            known: Vec::new(),
             index: BTreeMap::new(),
             unused: VecDeque::new(),
             others: Group::new(0, 0),
@@ -125,7 +125,7 @@ impl Groups {
             Some(id) => (id, false),
             None => self.place(Group::new(shared.fingerprint, tokens)),
         };
-        if let Some(group) = self.groups.get_mut(usize::from(id)) {
+        if let Some(group) = self.known.get_mut(usize::from(id)) {
             group.users += 1;
         }
         (id, reused)
@@ -133,7 +133,7 @@ impl Groups {
 
     /// One user less.
     pub(super) fn leave(&mut self, id: u16) {
-        let Some(group) = self.groups.get_mut(usize::from(id)) else {
+        let Some(group) = self.known.get_mut(usize::from(id)) else {
             return;
         };
         group.users = group.users.saturating_sub(1);
@@ -144,24 +144,24 @@ impl Groups {
     }
 
     pub(super) fn get(&self, id: u16) -> &Group {
-        self.groups.get(usize::from(id)).unwrap_or(&self.others)
+        self.known.get(usize::from(id)).unwrap_or(&self.others)
     }
 
     pub(super) fn get_mut(&mut self, id: u16) -> &mut Group {
         let others = &mut self.others;
-        self.groups.get_mut(usize::from(id)).unwrap_or(others)
+        self.known.get_mut(usize::from(id)).unwrap_or(others)
     }
 
     fn place(&mut self, group: Group) -> (u16, bool) {
         let print = group.fingerprint;
-        let len = u16::try_from(self.groups.len()).unwrap_or(GROUPS);
+        let len = u16::try_from(self.known.len()).unwrap_or(GROUPS);
         if len < GROUPS {
-            self.groups.push(group);
+            self.known.push(group);
             self.index.insert(print, len);
             return (len, false);
         }
         while let Some(id) = self.unused.pop_front() {
-            let old = &mut self.groups[usize::from(id)];
+            let old = &mut self.known[usize::from(id)];
             old.is_listed = false;
             if old.users == 0 {
                 self.index.remove(&old.fingerprint);
@@ -178,24 +178,24 @@ impl Groups {
 mod tests {
     use super::*;
 
-    fn shared(fingerprint: u64) -> Option<SharedPrefix> {
-        Some(SharedPrefix {
+    fn enter(groups: &mut Groups, fingerprint: u64) -> (u16, bool) {
+        groups.enter(Some(SharedPrefix {
             fingerprint,
             tokens: Tokens(100),
-        })
+        }))
     }
 
     #[test]
     fn a_number_is_used_again_only_when_nobody_refers_to_it() {
         let mut groups = Groups::new();
         for print in 0..u64::from(GROUPS) {
-            assert_eq!(u64::from(groups.enter(shared(print)).0), print);
+            assert_eq!(u64::from(enter(&mut groups, print).0), print);
         }
-        assert_eq!(groups.enter(shared(99_999)), (NO_GROUP, false));
+        assert_eq!(enter(&mut groups, 99_999), (NO_GROUP, false));
         groups.leave(7);
-        assert_eq!(groups.enter(shared(99_999)), (7, true));
-        assert_eq!(groups.enter(shared(99_999)), (7, false));
-        assert_eq!(groups.enter(shared(7)).0, NO_GROUP);
+        assert_eq!(enter(&mut groups, 99_999), (7, true));
+        assert_eq!(enter(&mut groups, 99_999), (7, false));
+        assert_eq!(enter(&mut groups, 7).0, NO_GROUP);
     }
 
     #[test]

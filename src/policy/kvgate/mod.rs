@@ -9,7 +9,7 @@
 //!
 //! Here: programs, requests and who goes next. `cache`: one backend, and what is worth keeping there. `shadow`,
 //! `lru`: what its cache holds. `capacity`: how large that cache is. `price`: what prefill and room are worth.
-//! `returns`: how soon a program returns. `groups`: what programs with one prefix have in common.
+//! `returns`: how soon a program returns. `strangers`: when ids are missing. `groups`: what programs with one prefix have in common.
 
 mod admission;
 mod cache;
@@ -21,6 +21,7 @@ mod price;
 mod returns;
 mod runs;
 mod shadow;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ use groups::Groups;
 use lru::Handle;
 use returns::{NO_GROUP, Returns};
 use runs::Run;
+use strangers::Strangers;
 
 /// The name in the registry.
 pub const NAME: &str = "kvgate";
@@ -83,6 +85,7 @@ pub struct Kvgate {
     returns: Returns,
     waiting: Waiting<Key>,
     next_rank: u64,
+    strangers: Strangers,
     rethink: Option<Time>,
     timed_out: u64,
     untracked: u64,
@@ -102,6 +105,7 @@ impl Kvgate {
             returns: Returns::new(),
             waiting: Waiting::new(config.max_held, hold),
             next_rank: 0,
+            strangers: Strangers::new(),
             rethink: None,
             timed_out: 0,
             untracked: 0,
@@ -389,6 +393,7 @@ impl Policy for Kvgate {
                     "distrusted",
                     of(|cache| f64::from(u8::from(cache.capacity.is_distrusted()))),
                 ),
+                ("strangers", self.strangers.share()),
                 ("moved", Tokens(self.moved).as_f64()),
                 ("timed_out", Tokens(self.timed_out).as_f64()),
                 ("untracked", Tokens(self.untracked).as_f64()),
