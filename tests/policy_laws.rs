@@ -15,7 +15,8 @@ use kvgate::policy::ledger::{Footprint, Ledger, Sums};
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Checked, Config, Decision, Decisions, Event, GapKind,
     HoldReason, Outcome, Policy, PolicySnapshot, ProgramId, Ratio, RequestId, SharedPrefix, Time,
-    Tokens, ToolId, Usage, Wakeup, concurrency, continuum, thunderagent, thunderreact,
+    Tokens, ToolId, Usage, Wakeup, concurrency, continuum, kvgate as ours, thunderagent,
+    thunderreact,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -361,7 +362,7 @@ const fn is_bound_on_holds(config: &Config) -> bool {
 fn modes(name: &str) -> Vec<Config> {
     let fixed = Config::by_name(name).unwrap();
     let other = match fixed.clone() {
-        Config::Baseline(_) => Vec::new(),
+        Config::Baseline(_) | Config::Kvgate(_) => Vec::new(),
         Config::Continuum(config) => continuum_modes(&config),
         Config::Concurrency(config) => vec![Config::Concurrency(concurrency::Config {
             mode: concurrency::Mode::Fixed,
@@ -424,6 +425,15 @@ fn tight(config: Config) -> Config {
             cap_max: 3,
             interval_s: 1.0,
             idle_s: 4.0,
+            max_held: 3,
+            hold_timeout_s: 5.0,
+            max_programs: PROGRAMS - 2,
+            ..config
+        }),
+        Config::Kvgate(config) => Config::Kvgate(ours::Config {
+            age_s: 1.0,
+            turn_reloads: 0.0,
+            affinity_s: 0.5,
             max_held: 3,
             hold_timeout_s: 5.0,
             max_programs: PROGRAMS - 2,

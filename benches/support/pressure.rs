@@ -16,7 +16,7 @@ use std::time::Duration;
 use kvgate::policy::{
     Arrival, BackendId, BackendSample, Config, Decision, Decisions, Event, GapKind, Outcome,
     Policy, ProgramId, Ratio, RequestId, SharedPrefix, Time, Tokens, ToolId, Usage, concurrency,
-    continuum, thunderagent, thunderreact,
+    continuum, kvgate as ours, thunderagent, thunderreact,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -95,6 +95,10 @@ fn config(name: &str, programs: u32) -> Config {
             max_held: programs,
             ..config
         }),
+        Config::Kvgate(config) => Config::Kvgate(ours::Config {
+            max_held: programs,
+            ..config
+        }),
         Config::Concurrency(config) => Config::Concurrency(concurrency::Config {
             max_held: programs,
             // A quarter of the programs.
@@ -110,7 +114,10 @@ pub(crate) fn all(programs: u32) -> Vec<(String, Config)> {
     for name in Config::NAMES {
         let fixed = config(name, programs);
         let compat = match fixed.clone() {
-            Config::Baseline(_) | Config::Continuum(_) | Config::Concurrency(_) => None,
+            Config::Baseline(_)
+            | Config::Continuum(_)
+            | Config::Concurrency(_)
+            | Config::Kvgate(_) => None,
             Config::ThunderReact(config) => Some(Config::ThunderReact(thunderreact::Config {
                 mode: thunderreact::Mode::Compat,
                 ..config

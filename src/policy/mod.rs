@@ -15,6 +15,7 @@ pub mod decision;
 pub mod estimate;
 pub mod event;
 pub mod ids;
+pub mod kvgate;
 pub mod ledger;
 pub mod roster;
 pub mod settings;
@@ -114,16 +115,19 @@ pub enum Config {
     Continuum(continuum::Config),
     /// Cap the number of active programs.
     Concurrency(concurrency::Config),
+    /// Keep a program's room while it is worth more than what running requests would make of it.
+    Kvgate(kvgate::Config),
 }
 
 impl Config {
     /// The names accepted by `--policy`, in the order of the documentation.
-    pub const NAMES: [&'static str; 5] = [
+    pub const NAMES: [&'static str; 6] = [
         baseline::NAME,
         thunderreact::NAME,
         thunderagent::NAME,
         continuum::NAME,
         concurrency::NAME,
+        kvgate::NAME,
     ];
 
     /// The policy called `name` with its default configuration; `None` for an unknown name.
@@ -134,6 +138,7 @@ impl Config {
             thunderagent::NAME => Some(Self::ThunderAgent(thunderagent::Config::default())),
             continuum::NAME => Some(Self::Continuum(continuum::Config::default())),
             concurrency::NAME => Some(Self::Concurrency(concurrency::Config::default())),
+            kvgate::NAME => Some(Self::Kvgate(kvgate::Config::default())),
             _ => None,
         }
     }
@@ -146,6 +151,7 @@ impl Config {
             Self::ThunderAgent(_) => thunderagent::NAME,
             Self::Continuum(_) => continuum::NAME,
             Self::Concurrency(_) => concurrency::NAME,
+            Self::Kvgate(_) => kvgate::NAME,
         }
     }
 
@@ -160,6 +166,7 @@ impl Config {
             thunderagent::NAME => Deserialize::deserialize(table).map(Self::ThunderAgent),
             continuum::NAME => Deserialize::deserialize(table).map(Self::Continuum),
             concurrency::NAME => Deserialize::deserialize(table).map(Self::Concurrency),
+            kvgate::NAME => Deserialize::deserialize(table).map(Self::Kvgate),
             _ => Err(D::Error::custom(format!(
                 "unknown policy {name:?}; choose one of {}",
                 Self::NAMES.join(", ")
@@ -178,6 +185,7 @@ impl Config {
             Self::ThunderAgent(config) => config.validate(),
             Self::Continuum(config) => config.validate(),
             Self::Concurrency(config) => config.validate(),
+            Self::Kvgate(config) => config.validate(),
         };
         checked.map_err(|problem| format!("{}.{problem}", self.name()))
     }
@@ -200,6 +208,7 @@ impl Config {
             Self::ThunderAgent(config) => thunderagent::build(config.clone()),
             Self::Continuum(config) => Box::new(continuum::Continuum::new(config.clone())),
             Self::Concurrency(config) => Box::new(concurrency::Concurrency::new(config.clone())),
+            Self::Kvgate(config) => Box::new(kvgate::Kvgate::new(config.clone())),
         }
     }
 }

@@ -108,6 +108,12 @@ impl<K: Copy + Ord> Waiting<K> {
         self.held.get(request.index())
     }
 
+    /// Where a held request stands.
+    pub fn place(&self, request: RequestId) -> Option<Place<K>> {
+        let held = self.get(request)?;
+        Some((held.key, held.seq))
+    }
+
     /// The first request after `place`, or the first of all, with its own place.
     pub fn next(&self, place: Option<Place<K>>) -> Option<(Place<K>, RequestId)> {
         let from = place.map_or(Unbounded, Excluded);
