@@ -111,8 +111,9 @@ impl Gate {
     }
 
     fn value(&self, name: &str) -> f64 {
-        let values = self.policy.snapshot().values;
-        values.iter().find(|(key, _)| *key == name).unwrap().1
+        let snapshot = self.policy.snapshot();
+        let mut all = snapshot.values.iter().chain(&snapshot.estimates);
+        all.find(|(key, _)| *key == name).unwrap().1
     }
 
     /// Teaches that a gap of this kind takes `secs`, with programs of their own.
