@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvgate::policy::{BackendId, Event, Tokens};
+use kvgate::proxy::backend::FAILURES_TO_DOWN;
 use serde_json::{Value, json};
 
-use crate::support::{Gate, Stub, config, fixture};
+use crate::support::valve::{Limits, Valve, valve};
+use crate::support::{Gate, Stub, config, fixture, open};
 
 #[tokio::test]
 async fn health_says_how_many_backends_are() {
@@ -28,6 +31,52 @@ async fn health_turns_when_the_backend_does() {
     gate.until("/health", |health| health["healthy_backends"] == 1)
         .await;
     assert_eq!(gate.get("/health").send().await.status, 200);
+}
+
+/// What a backend's metrics say when its cache holds `tokens` tokens.
+fn cache_of(tokens: u64) -> String {
+    format!("vllm:cache_config_info{{kv_cache_size_tokens=\"{tokens}\"}} 1\n")
+}
+
+/// Returns when the policy hears that `backend`'s cache holds `tokens` tokens.
+async fn heard(valve: &Valve, backend: u16, tokens: u64) {
+    let expected = Event::BackendUp {
+        backend: BackendId(backend),
+        kv_capacity: Some(Tokens(tokens)),
+    };
+    valve.told(|event| (*event == expected).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_backend_is_down_only_after_several_failed_scrapes_in_a_row() {
+    let (stub, _gate, valve) = open().await;
+    let is_down = |event: &Event| matches!(event, Event::BackendDown { .. });
+    for tokens in [100, 200] {
+        stub.refuse_scrapes(FAILURES_TO_DOWN - 1, &cache_of(tokens));
+        heard(&valve, 0, tokens).await;
+        assert!(!valve.was_told(is_down));
+    }
+    stub.refuse_scrapes(FAILURES_TO_DOWN, &cache_of(300));
+    heard(&valve, 0, 300).await;
+    assert!(valve.was_told(is_down));
+}
+
+#[tokio::test]
+async fn a_scrape_that_hangs_does_not_keep_another_backend_waiting() {
+    let (quick, mut hung) = (Stub::start().await, Stub::start().await);
+    let (policy, valve) = valve(Limits::default());
+    let gate = Gate::start_with(config(&[&quick, &hung]), policy).await;
+    hung.hand_over_scrapes();
+    let scrape = hung.call().await;
+    quick.set_metrics(&cache_of(100));
+    heard(&valve, 0, 100).await;
+    let failed = format!(
+        "kvgate_scrape_failures_total{{backend=\"{}\"}} 0",
+        hung.url()
+    );
+    let metrics = gate.metrics().await;
+    assert!(metrics.lines().any(|line| line == failed), "{metrics}");
+    drop(scrape);
 }
 
 #[tokio::test]
@@ -203,7 +252,7 @@ async fn held_and_running_requests_are_gauges() {
     use crate::support::valve::Limits;
 
     let mut stub = Stub::start().await;
-    let (policy, valve) = crate::support::valve(Limits::default());
+    let (policy, valve) = valve(Limits::default());
     let gate = Gate::start_with(config(&[&stub]), policy).await.up().await;
     let sum = |text: &str, gauge: &str| -> u32 {
         let found = request_gauges(text).filter(|(series, _)| series.starts_with(gauge));

@@ -128,6 +128,10 @@ fn random_answer(rng: &mut ChaCha8Rng) -> Fixture {
     if rng.random() {
         headers.push(("content-type".to_owned(), "application/json".to_owned()));
     }
+    if rng.random() {
+        // Its bytes are nobody's to decode but the client's.
+        headers.push(("content-encoding".to_owned(), "gzip".to_owned()));
+    }
     Fixture {
         status: *[200, 201, 400, 404, 422, 429, 500, 503]
             .choose(rng)

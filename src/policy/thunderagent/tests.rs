@@ -1,4 +1,4 @@
-//! What the stories of `tests/thunder_defects.rs` cannot see: the order of pauses, and sums against a recount.
+//! What the stories of `tests/thunder_defects/` cannot see: the order of pauses, and sums against a recount.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -29,6 +29,10 @@ pub(crate) struct Stub {
 /// What probes are told.
 struct Probes {
     healthy: bool,
+    /// Scrapes that are refused before the next one is answered.
+    refused_scrapes: u32,
+    /// Whether scrapes are left to the test, as calls.
+    scrapes_are_calls: bool,
     metrics: String,
     models: Vec<u8>,
     /// What `Authorization` must be on `/v1/models`.
@@ -85,6 +89,8 @@ impl Stub {
         let addr = listener.local_addr().unwrap();
         let probes = Arc::new(Mutex::new(Probes {
             healthy: true,
+            refused_scrapes: 0,
+            scrapes_are_calls: false,
             metrics: fixture::read("metrics.txt"),
             models: fixture("get-v1-models").body,
             key: None,
@@ -118,6 +124,18 @@ impl Stub {
 
     pub(crate) fn set_healthy(&self, healthy: bool) {
         self.probes.lock().unwrap().healthy = healthy;
+    }
+
+    /// Refuses the next `count` scrapes, and says `text` from then on.
+    pub(crate) fn refuse_scrapes(&self, count: u32, text: &str) {
+        let mut probes = self.probes.lock().unwrap();
+        probes.refused_scrapes = count;
+        text.clone_into(&mut probes.metrics);
+    }
+
+    /// Makes every further scrape a [`Call`].
+    pub(crate) fn hand_over_scrapes(&self) {
+        self.probes.lock().unwrap().scrapes_are_calls = true;
     }
 
     pub(crate) fn set_metrics(&self, text: &str) {
@@ -360,9 +378,14 @@ async fn serve(
 }
 
 impl Probes {
-    fn answer(&self, request: &Request) -> Option<Fixture> {
+    fn answer(&mut self, request: &Request) -> Option<Fixture> {
         let (status, kind, body) = match request.target.as_str() {
             "/health" | "/metrics" if !self.healthy => (503, "text/plain", Vec::new()),
+            "/metrics" if self.scrapes_are_calls => return None,
+            "/metrics" if self.refused_scrapes > 0 => {
+                self.refused_scrapes -= 1;
+                (503, "text/plain", Vec::new())
+            }
             "/health" => (200, "text/plain", Vec::new()),
             "/metrics" => (
                 200,

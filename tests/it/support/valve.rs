@@ -90,6 +90,11 @@ impl Valve {
         state.told.iter().find_map(found).unwrap()
     }
 
+    /// Whether an event like this came so far.
+    pub(crate) fn was_told(&self, found: impl Fn(&Event) -> bool) -> bool {
+        self.state.borrow().told.iter().any(found)
+    }
+
     /// The arrivals so far, in order.
     pub(crate) fn arrivals(&self) -> Vec<Arrival> {
         let arrival = |event: &Event| {
