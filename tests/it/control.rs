@@ -162,6 +162,11 @@ async fn only_who_knows_the_token_switches_policies() {
     assert_eq!(right.send().await.status, 200);
 }
 
+#[test]
+fn a_gate_listens_to_its_own_machine_unless_told_otherwise() {
+    assert!(kvgate::proxy::Config::default().listen.ip().is_loopback());
+}
+
 #[tokio::test]
 async fn a_program_nobody_knows_is_not_found() {
     let stub = Stub::start().await;

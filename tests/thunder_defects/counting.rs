@@ -46,7 +46,7 @@ fn a_failed_request_is_over() {
 }
 
 /// Nothing is forgotten: what is counted for programs that never return adds up until nobody else starts. The gate
-/// forgets them in time, in either mode; `fixed` does not need it to.
+/// forgets them in time, in either mode; until then `fixed` still uses a backend that is idle.
 #[test]
 fn programs_that_never_return_do_not_add_up() {
     for (mode, started) in [(Compat, 5), (Fixed, 20)] {
@@ -177,7 +177,7 @@ fn a_capacity_of_zero_is_an_unknown_one() {
     }
 }
 
-/// Capacity read once: read once; a backend that was not up then is endless.
+/// Capacity read once: a backend that was not up then is endless.
 #[test]
 fn a_capacity_that_is_told_later_counts() {
     for (mode, sent) in [(Compat, vec![1, 2]), (Fixed, vec![1])] {

@@ -31,7 +31,8 @@ pub struct Config {
     pub pause_cooldown_s: f64,
     /// Part of the distance to the target that one pause covers, 0–1.
     pub pause_step: f64,
-    /// Usage below which programs are resumed. Between it and `pause_trigger` only `dead_band_s` helps.
+    /// Usage below which programs are resumed. Between it and `pause_trigger` only `dead_band_s` helps; in `compat`
+    /// nothing does.
     pub resume_trigger: f64,
     /// Between the triggers, the oldest held request goes once this long has passed without a pause or resume on
     /// its backend; `fixed` only.
