@@ -11,6 +11,7 @@ mod entries;
 mod python;
 
 use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -51,6 +52,9 @@ pub fn check(args: &VectorsArgs, out: &mut impl Write) -> anyhow::Result<Tally> 
             Kind::Continuum => continuum::check(file),
         };
         match tally {
+            Ok(tally) if tally == Tally::default() => {
+                sum.case(&file.display().to_string(), Err("holds no case".to_owned()));
+            }
             Ok(tally) => sum.add(tally),
             Err(error) => sum.case(&file.display().to_string(), Err(format!("{error:#}"))),
         }
@@ -80,6 +84,13 @@ impl Tally {
                 self.lines.push(format!("{name}: {difference}"));
             }
         }
+    }
+
+    /// Checks one case and counts it. A case so absurd that the code under test panics has failed, and the others
+    /// are checked all the same.
+    pub fn attempt(&mut self, name: &str, check: impl FnOnce() -> Result<(), String>) {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(check));
+        self.case(name, outcome.unwrap_or_else(|_| Err("panicked".to_owned())));
     }
 
     /// Notes a file without cases of this kind.
@@ -131,6 +142,32 @@ mod tests {
                 .unwrap()
                 .ends_with("1 passed, 1 failed\n")
         );
+    }
+
+    #[test]
+    fn a_file_without_a_case_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        for (kind, text) in [
+            (Kind::Thunderreact, "{}"),
+            (Kind::Thunderagent, "[]"),
+            (Kind::Continuum, "[]"),
+            (Kind::Thunderagent, r#"{"cases": [{}]}"#),
+        ] {
+            let file = folder.path().join("file.json");
+            std::fs::write(&file, text).unwrap();
+            let files = vec![file];
+            let tally = check(&VectorsArgs { kind, files }, &mut Vec::new()).unwrap();
+            assert_eq!((tally.passed, tally.failed), (0, 1), "{kind:?} {text}");
+        }
+    }
+
+    #[test]
+    fn a_case_that_panics_fails_and_the_others_are_checked() {
+        let mut tally = Tally::default();
+        tally.attempt("absurd", || panic!("a sum overflows"));
+        tally.attempt("sound", || Ok(()));
+        assert_eq!((tally.passed, tally.failed), (1, 1));
+        assert_eq!(tally.lines, ["absurd: panicked"]);
     }
 
     #[test]

@@ -124,7 +124,8 @@ pub fn check(file: &Path) -> anyhow::Result<Tally> {
         match serde_json::from_str::<Vec<&RawValue>>(cases.get()) {
             Ok(cases) => {
                 for (index, case) in cases.into_iter().enumerate() {
-                    tally.case(&format!("{kind} {index}"), check_case(&config, kind, case));
+                    let name = format!("{kind} {index}");
+                    tally.attempt(&name, || check_case(&config, kind, case));
                 }
             }
             Err(error) => tally.case(kind, Err(format!("not a list of cases: {error}"))),

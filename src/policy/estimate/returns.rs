@@ -31,7 +31,8 @@ impl RecentMean {
     /// The mean in seconds; 0 while nothing is known. O(window).
     #[expect(clippy::cast_precision_loss, reason = "a window is small")]
     pub fn mean_s(&self) -> f64 {
-        let sum: f64 = self.window.iter().sum();
+        // Not `sum()`, which is -0.0 of nothing.
+        let sum = self.window.iter().fold(0.0, |sum, secs| sum + secs);
         sum / self.window.len().max(1) as f64
     }
 }

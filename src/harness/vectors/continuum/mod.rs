@@ -47,7 +47,9 @@ pub fn check(file: &Path) -> anyhow::Result<Tally> {
     let mut tally = Tally::default();
     for (index, case) in cases.into_iter().enumerate() {
         let name = name(case).unwrap_or_else(|| format!("#{index}"));
-        tally.case(&name, run(case.get()).map_err(|error| format!("{error:#}")));
+        tally.attempt(&name, || {
+            run(case.get()).map_err(|error| format!("{error:#}"))
+        });
     }
     Ok(tally)
 }
