@@ -218,6 +218,33 @@ fn unreadable_lines_are_counted_with_an_example() {
 }
 
 #[test]
+fn a_profile_log_that_is_cut_short_is_refused_and_the_steps_of_driver_log_are_taken() {
+    for (left, steps) in [(0, 0), (120, 57)] {
+        let run = Broken::new();
+        run.edit("logs/tau2_global.log", |log| {
+            log.lines()
+                .take(left)
+                .flat_map(|line| [line, "\n"])
+                .collect()
+        });
+        run.refused(&format!(
+            "incomplete: logs/tau2_global.log is cut short: it has {steps} steps, driver.log 296, which were taken"
+        ));
+        let (_, said) = run.report(&["--allow-incomplete"]);
+        assert!(said.contains("36 tasks and 234 steps in it"), "{said}");
+    }
+}
+
+#[test]
+fn finished_programs_without_any_step_are_refused() {
+    let run = Broken::new();
+    let forget = |log: &str| log.replace("type=step_complete", "type=other");
+    run.edit("driver.log", forget);
+    run.edit("logs/tau2_global.log", forget);
+    run.refused("incomplete: 45 programs finished, and no step was recorded");
+}
+
+#[test]
 fn samples_that_end_early_put_the_window_in_doubt() {
     let run = Broken::new();
     run.edit("kv_cache_timeseries.csv", |csv| {

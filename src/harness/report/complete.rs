@@ -74,6 +74,7 @@ pub fn findings(run: &Run, threshold_percent: f64) -> Vec<Finding> {
     ending(run, &mut found);
     results(run, &mut found);
     lost_records(run, &mut found);
+    lost_steps(run, &mut found);
     for file in &run.intake.files {
         unparsed(file, &mut found);
     }
@@ -171,6 +172,22 @@ fn lost_records(run: &Run, found: &mut Vec<Finding>) {
             "steps.jsonl lacks {} of the {client} steps that the client saw served: the gate dropped them, or was killed",
             client - recorded
         );
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
+}
+
+fn lost_steps(run: &Run, found: &mut Vec<Finding>) {
+    if let Some((driver, profile)) = run.intake.steps_in_logs
+        && profile < driver
+    {
+        let text = format!(
+            "logs/tau2_global.log is cut short: it has {profile} steps, driver.log {driver}, which were taken"
+        );
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
+    let done = run.done().count();
+    if run.steps.is_empty() && done > 0 {
+        let text = format!("{done} programs finished, and no step was recorded");
         found.push(Finding::new(Severity::Incomplete, text));
     }
 }
@@ -356,12 +373,11 @@ fn remarks(run: &Run, found: &mut Vec<Finding>) {
             intake.tuple_markers
         ));
     }
-    if let Some(driver) = intake.steps_in_driver
-        && driver != run.steps.len() as u64
+    if let Some((driver, profile)) = intake.steps_in_logs
+        && driver < profile
     {
         note(format!(
-            "driver.log has {driver} steps, logs/tau2_global.log {}, which were taken",
-            run.steps.len()
+            "driver.log has {driver} steps, logs/tau2_global.log {profile}, which were taken"
         ));
     }
     if intake.programs_derived {

@@ -309,8 +309,8 @@ pub struct Intake {
     pub dropped: u64,
     /// Steps that the client saw served; `None` if only the gate or only the client recorded.
     pub client_served: Option<usize>,
-    /// Steps in `driver.log`, where they were taken from another file.
-    pub steps_in_driver: Option<u64>,
+    /// Steps in `driver.log` and in `logs/tau2_global.log`, where both are there; the file with more was taken.
+    pub steps_in_logs: Option<(u64, u64)>,
     /// What the reference driver says of the run at its end.
     pub driver: Option<DriverSummary>,
     /// Files with one task's result each, in a reference run.

@@ -1,9 +1,10 @@
 //! A run directory of the reference system.
 //!
-//! Tasks come from `driver.log`; steps and calls from `logs/tau2_global.log`, which has one record a line, and only
-//! without it from `driver.log`. Of both only compact records are kept.
+//! Tasks come from `driver.log`; steps and calls from `logs/tau2_global.log`, which has one record a line, and from
+//! `driver.log` where that is missing or has fewer. Of both only compact records are kept.
 
 use std::collections::HashMap;
+use std::mem;
 use std::path::Path;
 
 use anyhow::Context;
@@ -48,33 +49,26 @@ pub fn read(dir: &Path, log_zone: Option<&LogZone>) -> anyhow::Result<Run> {
         .cloned()
         .unwrap_or_else(|| LogZone::of_sampler(offset_s));
     run.intake.zone = Some(zone.said());
-    let mut loader = Loader {
-        run,
-        zone,
-        programs: HashMap::new(),
-        reasons: HashMap::new(),
-        domains: Vec::new(),
-        began_s: f64::NEG_INFINITY,
-    };
+    let mut loader = Loader::new(run, zone);
     logs(dir, &mut loader)?;
     outputs(dir, &mut loader.run)?;
     Ok(loader.finish())
 }
 
 fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
-    let separate = dir.join(PROFILE_LOG).is_file();
-    let mut steps_in_driver = 0;
-    let driver = files::driver_events(dir, |event| {
-        let Event::Record(record) = event else {
-            loader.event(&event);
-            return;
-        };
-        steps_in_driver += u64::from(record.kind == Some(Kind::StepComplete));
-        if !separate {
-            loader.record(&record);
-        }
-    })?;
-    let profile = files::profile_records(dir, |record| loader.record(&record))?;
+    let (mut driver, mut steps) = (None, (0, 0));
+    let mut profile = None;
+    if dir.join(PROFILE_LOG).is_file() {
+        (driver, steps.0) = driver_log(dir, loader, false)?;
+        profile = files::profile_records(dir, |record| loader.record(&record))?;
+        steps.1 = loader.run.steps.len() as u64;
+        loader.run.intake.steps_in_logs = driver.is_some().then_some(steps);
+    }
+    let is_short = steps.0 > steps.1;
+    if profile.is_none() || is_short {
+        loader.restart();
+        (driver, _) = driver_log(dir, loader, true)?;
+    }
     let intake = &mut loader.run.intake;
     if let Some(tally) = &driver {
         intake.glued = tally.glued;
@@ -90,11 +84,28 @@ fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
     if let Some(tally) = &profile {
         intake.files.push(file_intake(PROFILE_LOG, tally));
     }
-    if driver.is_some() && profile.is_some() {
-        intake.steps_in_driver = Some(steps_in_driver);
-    }
     missing(dir, loader);
     Ok(())
+}
+
+/// Reads `driver.log`, its steps and calls only where they are `wanted`; also how many steps it has.
+fn driver_log(
+    dir: &Path,
+    loader: &mut Loader,
+    wanted: bool,
+) -> anyhow::Result<(Option<LogTally>, u64)> {
+    let mut steps = 0;
+    let tally = files::driver_events(dir, |event| {
+        let Event::Record(record) = event else {
+            loader.event(&event);
+            return;
+        };
+        steps += u64::from(record.kind == Some(Kind::StepComplete));
+        if wanted {
+            loader.record(&record);
+        }
+    })?;
+    Ok((tally, steps))
 }
 
 fn file_intake(file: &str, tally: &LogTally) -> FileIntake {
@@ -174,6 +185,29 @@ struct Loader {
 }
 
 impl Loader {
+    fn new(run: Run, zone: LogZone) -> Self {
+        Self {
+            run,
+            zone,
+            programs: HashMap::new(),
+            reasons: HashMap::new(),
+            domains: Vec::new(),
+            began_s: f64::NEG_INFINITY,
+        }
+    }
+
+    /// Forgets what the logs said, so that they can be read again.
+    fn restart(&mut self) {
+        let read = mem::take(&mut self.run);
+        let run = Run {
+            step_source: read.step_source,
+            series: read.series,
+            intake: read.intake,
+            ..Run::default()
+        };
+        *self = Self::new(run, self.zone.clone());
+    }
+
     fn event(&mut self, event: &Event<'_>) {
         match *event {
             Event::Loaded { domain, .. } => {
