@@ -46,20 +46,90 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A complete run of the reference system, to be broken.
+/// The line of a request that took 10 s and was served.
+fn step(program: &str, index: u32, at: f64) -> String {
+    format!(
+        "{{\"program\":\"{program}\",\"step_index\":{index},\"policy\":\"continuum\",\"backend\":null,\
+         \"path\":\"/v1/chat/completions\",\"model\":null,\"stream\":false,\"arrived_s\":{at},\"admitted_s\":null,\
+         \"first_byte_s\":null,\"first_token_s\":null,\"finished_s\":{},\"hold_s\":1.5,\"hold_reason\":null,\
+         \"ttft_s\":null,\"ttft_backend_s\":null,\"tpot_s\":null,\"prompt_tokens\":100,\"cached_tokens\":50,\
+         \"output_tokens\":5,\"tool\":null,\"tool_gap_s\":null,\"outcome\":\"stop\",\"status\":200,\"retries\":0}}\n",
+        at + 10.0
+    )
+}
+
+/// What a gate leaves of ten programs of four steps each: records and samples.
+fn gate_files(dir: &Path) {
+    let steps: String = (0..40)
+        .map(|n| step(&format!("p{}", n / 4), n % 4, f64::from(n) * 10.0))
+        .collect();
+    fs::write(dir.join("steps.jsonl"), steps).expect("a file");
+    let row = |n: u32| format!("x,{},8000,vllm:kv_cache_usage_perc,0.9\n", n * 5);
+    let samples: String = (0..=80).map(row).collect();
+    let table = format!("h\n{samples}");
+    fs::write(dir.join("kv_cache_timeseries.csv"), table).expect("a file");
+}
+
+/// What a replay adds to it.
+fn replay_files(dir: &Path, policy: &str) {
+    let manifest = format!(
+        "{{\"kvgate\":\"1\",\"policy\":\"{policy}\",\"concurrency\":1,\"trace\":\"tau2\",\"programs\":10,\
+         \"steps\":40,\"trace_repaired\":0,\"stream\":false,\"seed\":1,\"url\":\"u\",\"model\":\"m\",\
+         \"time_scale\":1.0,\"epoch_unix\":0.0,\"engine\":null}}"
+    );
+    let program = |n: u32| {
+        format!(
+            "{{\"program\":\"p{n}\",\"kind\":\"k\",\"started_s\":{},\"finished_s\":{},\"steps\":4,\"errors\":0,\
+             \"ending\":\"done\",\"cause\":null}}\n",
+            n * 40,
+            n * 40 + 40
+        )
+    };
+    let programs: String = (0..10).map(program).collect();
+    for (file, text) in [
+        ("manifest.json", manifest.as_str()),
+        ("programs.jsonl", &programs),
+        ("summary.json", "{}"),
+    ] {
+        fs::write(dir.join(file), text).expect("a file");
+    }
+    fs::copy(dir.join("steps.jsonl"), dir.join("client_steps.jsonl")).expect("a copy");
+}
+
+/// A complete run, to be broken.
 struct Broken {
     folder: tempfile::TempDir,
+    name: &'static str,
 }
 
 impl Broken {
+    /// The reference system's.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        copy(&fixture("tr32"), &folder.path().join("tr32"));
-        Self { folder }
+        let name = "tr32";
+        copy(&fixture(name), &folder.path().join(name));
+        Self { folder, name }
+    }
+
+    /// A replay's, of this policy.
+    fn replay(policy: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = Self {
+            folder,
+            name: "run",
+        };
+        fs::create_dir(run.dir()).expect("a folder");
+        gate_files(&run.dir());
+        replay_files(&run.dir(), policy);
+        run
     }
 
     fn dir(&self) -> PathBuf {
-        self.folder.path().join("tr32")
+        self.folder.path().join(self.name)
+    }
+
+    fn remove(&self, file: &str) {
+        fs::remove_file(self.dir().join(file)).expect("a file");
     }
 
     fn edit(&self, file: &str, change: impl Fn(&str) -> String) {
@@ -368,27 +438,7 @@ fn every_output_is_written_and_the_same_each_time() {
 #[test]
 fn a_gates_directory_alone_is_reported_from_its_steps() {
     let folder = tempfile::tempdir().expect("a folder");
-    let step = |program: &str, index: u32, at: f64| {
-        format!(
-            "{{\"program\":\"{program}\",\"step_index\":{index},\"policy\":\"continuum\",\"backend\":null,\
-             \"path\":\"/v1/chat/completions\",\"model\":null,\"stream\":false,\"arrived_s\":{at},\"admitted_s\":null,\
-             \"first_byte_s\":null,\"first_token_s\":null,\"finished_s\":{},\"hold_s\":1.5,\"hold_reason\":null,\
-             \"ttft_s\":null,\"ttft_backend_s\":null,\"tpot_s\":null,\"prompt_tokens\":100,\"cached_tokens\":50,\
-             \"output_tokens\":5,\"tool\":null,\"tool_gap_s\":null,\"outcome\":\"stop\",\"status\":200,\"retries\":0}}\n",
-            at + 10.0
-        )
-    };
-    let steps: String = (0..40)
-        .map(|n| step(&format!("p{}", n / 4), n % 4, f64::from(n) * 10.0))
-        .collect();
-    fs::write(folder.path().join("steps.jsonl"), steps).expect("a file");
-    let row = |n: u32| format!("x,{},8000,vllm:kv_cache_usage_perc,0.9\n", n * 5);
-    let samples: String = (0..=80).map(row).collect();
-    fs::write(
-        folder.path().join("kv_cache_timeseries.csv"),
-        format!("h\n{samples}"),
-    )
-    .expect("a file");
+    gate_files(folder.path());
     let output = report(&[&folder.path().display().to_string()]);
     let said = text(&output.stdout);
     assert_eq!(
@@ -406,6 +456,19 @@ fn a_gates_directory_alone_is_reported_from_its_steps() {
     ] {
         assert!(said.contains(sentence), "{sentence}\n{said}");
     }
+}
+
+#[test]
+fn without_the_gates_steps_a_gates_run_is_refused_and_one_without_a_gate_is_not() {
+    let gated = Broken::replay("continuum");
+    gated.noted("## Completeness");
+    gated.remove("steps.jsonl");
+    gated.refused("incomplete: steps.jsonl is missing: the gate's holds and policy are unknown");
+    let direct = Broken::replay("direct");
+    direct.remove("steps.jsonl");
+    let (code, said) = direct.report(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("steps.jsonl"), "{said}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{kv, lines};
 use crate::harness::run::build::{Builder, is_served};
 use crate::harness::run::{Ended, LoadSample, Missing, Names, Run};
-use crate::harness::rundir::{ProgramRecord, RunDir, StepSource};
+use crate::harness::rundir::{Manifest, ProgramRecord, RunDir, StepSource};
 use crate::telemetry::recorder::{KV_SAMPLES_FILE, STEPS_FILE};
 use crate::telemetry::{StepRecord, kv_csv};
 
@@ -43,14 +43,20 @@ pub fn read(dir: &Path) -> anyhow::Result<Run> {
     let steps = if by_gate { STEPS_FILE } else { CLIENT_STEPS };
     files.extend(lines::json(dir, steps, |record| builder.step(&record))?);
     let mut missing = missing(dir, replayed, by_gate);
-    if files.is_empty() {
-        missing.push(Missing {
-            file: STEPS_FILE,
-            without: "there are no steps to count",
-            fatal: true,
-            tells_of_programs: false,
-        });
-    }
+    let gated = manifest.as_ref().is_some_and(Manifest::is_gated);
+    let without = match (files.is_empty(), gated && !by_gate) {
+        (true, _) => Some("there are no steps to count"),
+        (_, true) => Some(
+            "the gate's holds and policy are unknown, and steps are taken from client_steps.jsonl",
+        ),
+        _ => None,
+    };
+    missing.extend(without.map(|without| Missing {
+        file: STEPS_FILE,
+        without,
+        fatal: true,
+        tells_of_programs: false,
+    }));
     files.extend(lines::json(dir, PROGRAMS, |record: ProgramRecord| {
         builder.program(&record);
     })?);
