@@ -315,6 +315,36 @@ fn finished_programs_without_any_step_are_refused() {
 }
 
 #[test]
+fn a_duration_that_is_no_number_is_an_unread_line_and_not_zero() {
+    let run = Broken::new();
+    run.edit("logs/tau2_global.log", |log| {
+        log.replacen("duration_ms=", "duration_ms=?", 30)
+    });
+    run.refused("incomplete: logs/tau2_global.log: 30 of");
+    let (_, said) = run.report(&[]);
+    assert!(
+        said.contains("e.g. task=retail:0 type=user_sim step=0") && said.contains("_ms=?"),
+        "{said}"
+    );
+    assert!(
+        !said.contains("cut short"),
+        "both logs have as many steps: {said}"
+    );
+}
+
+#[test]
+fn a_program_of_which_only_the_end_is_known_has_no_time() {
+    let run = Broken::new();
+    fs::write(run.dir().join("logs/tau2_global.log"), "").expect("a file");
+    run.edit("driver.log", |log| {
+        let ends = |line: &&str| line.contains("_COMPLETE]") || !line.contains("task=");
+        let lines = log.lines().filter(ends);
+        lines.flat_map(|line| [line, "\n"]).collect()
+    });
+    run.refused("nothing says when 45 of the finished programs began");
+}
+
+#[test]
 fn samples_that_end_early_put_the_window_in_doubt() {
     let run = Broken::new();
     run.edit("kv_cache_timeseries.csv", |csv| {

@@ -380,6 +380,12 @@ fn remarks(run: &Run, found: &mut Vec<Finding>) {
             "driver.log has {driver} steps, logs/tau2_global.log {profile}, which were taken"
         ));
     }
+    let untimed = run.done().filter(|program| !program.begin_known).count();
+    if untimed > 0 {
+        note(format!(
+            "nothing says when {untimed} of the finished programs began: they are not in the program times"
+        ));
+    }
     if intake.programs_derived {
         note(
             "programs are derived from steps: one whose last request was served counts as finished"

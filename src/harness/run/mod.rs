@@ -65,6 +65,8 @@ pub struct Program {
     pub kind: String,
     /// Its beginning: recorded, or its first event's.
     pub started_s: f64,
+    /// Whether anything says when it began; otherwise `started_s` is the end of what it first did.
+    pub begin_known: bool,
     /// Its last event, or its end.
     pub last_s: f64,
     /// How it ended; `None` if nothing says that it did.
@@ -360,10 +362,10 @@ impl FileIntake {
     }
 
     /// Notes a line that could not be read; the first one's beginning is kept.
-    pub fn bad(&mut self, number: u64, line: &str) {
+    pub fn bad(&mut self, number: Option<u64>, line: &str) {
         self.unparsed += 1;
         self.example
-            .get_or_insert_with(|| (Some(number), line.chars().take(EXAMPLE_CHARS).collect()));
+            .get_or_insert_with(|| (number, line.chars().take(EXAMPLE_CHARS).collect()));
     }
 }
 
@@ -436,6 +438,12 @@ impl Run {
     /// Programs that began and never ended.
     pub fn open(&self) -> impl Iterator<Item = &Program> {
         self.programs.iter().filter(|p| p.ending.is_none())
+    }
+
+    /// How long each finished program took, in seconds, where anything says when it began.
+    pub fn program_times(&self) -> impl Iterator<Item = f64> {
+        let timed = self.done().filter(|program| program.begin_known);
+        timed.map(|program| program.last_s - program.started_s)
     }
 
     /// Steps that count towards rates.

@@ -60,20 +60,29 @@ fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
     let mut profile = None;
     if dir.join(PROFILE_LOG).is_file() {
         (driver, steps.0) = driver_log(dir, loader, false)?;
-        profile = files::profile_records(dir, |record| loader.record(&record))?;
-        steps.1 = loader.run.steps.len() as u64;
+        profile = files::profile_records(dir, |record| {
+            steps.1 += u64::from(record.kind == Some(Kind::StepComplete));
+            loader.record(&record);
+        })?;
         loader.run.intake.steps_in_logs = driver.is_some().then_some(steps);
     }
-    let is_short = steps.0 > steps.1;
-    if profile.is_none() || is_short {
+    let by_driver = profile.is_none() || steps.0 > steps.1;
+    if by_driver {
         loader.restart();
         (driver, _) = driver_log(dir, loader, true)?;
     }
+    let none = FileIntake::default();
+    let untimed = mem::take(&mut loader.untimed);
+    let (in_driver, in_profile) = if by_driver {
+        (untimed, none)
+    } else {
+        (none, untimed)
+    };
     let intake = &mut loader.run.intake;
     if let Some(tally) = &driver {
         intake.glued = tally.glued;
         intake.tuple_markers = tally.tuples;
-        intake.files.push(file_intake(DRIVER_LOG, tally));
+        intake.files.push(file_intake(DRIVER_LOG, tally, in_driver));
         let summary = intake.driver.is_some();
         intake.ended = if summary {
             Ended::Summary
@@ -82,7 +91,9 @@ fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
         };
     }
     if let Some(tally) = &profile {
-        intake.files.push(file_intake(PROFILE_LOG, tally));
+        intake
+            .files
+            .push(file_intake(PROFILE_LOG, tally, in_profile));
     }
     missing(dir, loader);
     Ok(())
@@ -108,12 +119,14 @@ fn driver_log(
     Ok((tally, steps))
 }
 
-fn file_intake(file: &str, tally: &LogTally) -> FileIntake {
+/// What reading a log met, and what its records did not say.
+fn file_intake(file: &str, tally: &LogTally, untimed: FileIntake) -> FileIntake {
+    let example = tally.example.clone().map(|line| (None, line));
     FileIntake {
         file: file.to_owned(),
-        records: tally.read,
-        unparsed: tally.unread,
-        example: tally.example.clone().map(|line| (None, line)),
+        records: tally.read - untimed.unparsed,
+        unparsed: tally.unread + untimed.unparsed,
+        example: example.or(untimed.example),
     }
 }
 
@@ -182,6 +195,8 @@ struct Loader {
     domains: Vec<String>,
     /// When the driver began to schedule, Unix seconds: nothing can have begun earlier.
     began_s: f64,
+    /// Steps and calls that do not say how long they took.
+    untimed: FileIntake,
 }
 
 impl Loader {
@@ -193,6 +208,7 @@ impl Loader {
             reasons: HashMap::new(),
             domains: Vec::new(),
             began_s: f64::NEG_INFINITY,
+            untimed: FileIntake::default(),
         }
     }
 
@@ -225,7 +241,9 @@ impl Loader {
                 self.run.concurrency = max_concurrency.and_then(|c| usize::try_from(c).ok());
             }
             Event::Started { at, domain, task } => {
-                self.started(&format!("{domain}:{task}"), at);
+                let index = self.started(&format!("{domain}:{task}"), at);
+                let program = self.run.programs.get_mut(index as usize);
+                program.into_iter().for_each(|p| p.begin_known = true);
             }
             Event::Finished {
                 at, domain, task, ..
@@ -273,13 +291,21 @@ impl Loader {
             }
             return;
         }
-        let seconds = record.duration_ms().unwrap_or_default() / 1000.0;
-        let started_s = (ended_s - seconds).max(self.began_s);
+        let lasted_ms = record.duration_ms().filter(|lasted_ms| *lasted_ms >= 0.0);
+        let seconds = lasted_ms.map(|lasted_ms| lasted_ms / 1000.0);
+        let started_s = seconds.map(|seconds| (ended_s - seconds).max(self.began_s));
         self.touch(program, started_s, ended_s);
+        let Some(kind) = record.kind else {
+            return;
+        };
+        let Some((seconds, started_s)) = seconds.zip(started_s) else {
+            let line = format!("task={} {}", record.task, record.text);
+            self.untimed.bad(None, &line);
+            return;
+        };
         let step = record.step.unwrap_or_default();
-        let kind = match record.kind {
-            None => return,
-            Some(Kind::StepComplete) => {
+        let kind = match kind {
+            Kind::StepComplete => {
                 let (from, to) = record.edge().unwrap_or(("other", "other"));
                 self.run.steps.push(Step {
                     program,
@@ -294,11 +320,11 @@ impl Loader {
                 });
                 return;
             }
-            Some(Kind::LlmCall) => CallKind::LlmCall,
-            Some(Kind::ExpertCall) => CallKind::ExpertCall,
-            Some(Kind::ToolCall) => CallKind::ToolCall,
-            Some(Kind::UserSim) => CallKind::UserSim,
-            Some(Kind::Evaluator) => CallKind::Evaluator,
+            Kind::LlmCall => CallKind::LlmCall,
+            Kind::ExpertCall => CallKind::ExpertCall,
+            Kind::ToolCall => CallKind::ToolCall,
+            Kind::UserSim => CallKind::UserSim,
+            Kind::Evaluator => CallKind::Evaluator,
         };
         self.run.calls.push(Call {
             kind,
@@ -318,10 +344,13 @@ impl Loader {
     }
 
     /// Moves a program's ends apart, as long as it has not ended.
-    fn touch(&mut self, program: Option<u32>, from_s: f64, to_s: f64) {
+    fn touch(&mut self, program: Option<u32>, from_s: Option<f64>, to_s: f64) {
         let program = program.and_then(|index| self.run.programs.get_mut(index as usize));
         if let Some(program) = program {
-            program.started_s = program.started_s.min(from_s);
+            if let Some(from_s) = from_s {
+                program.started_s = program.started_s.min(from_s);
+                program.begin_known = true;
+            }
             if program.ending.is_none() {
                 program.last_s = program.last_s.max(to_s);
             }
@@ -360,7 +389,7 @@ impl Loader {
             kind: kind.to_owned(),
             started_s: at_s,
             last_s: at_s,
-            ending: None,
+            ..Program::default()
         });
         self.programs.insert(task.to_owned(), index);
         index
