@@ -227,6 +227,34 @@ fn many_samples_without_a_number_put_the_window_in_doubt() {
 }
 
 #[test]
+fn samples_of_which_none_is_a_number_are_called_so_and_no_threshold_is_advised() {
+    let run = Broken::new();
+    run.edit("kv_cache_timeseries.csv", |csv| {
+        let rows = csv.lines().skip(1);
+        let rows = rows.filter_map(|row| row.rsplit_once(','));
+        std::iter::once("ts_iso,ts_unix,port,metric,value\n".to_owned())
+            .chain(rows.map(|(row, _)| format!("{row},NaN\n")))
+            .collect()
+    });
+    run.refused("no window: no active window: none of 150 KV samples is a number\n");
+    let (_, said) = run.report(&["--allow-incomplete"]);
+    assert!(
+        !said.contains("highest 0 %") && !said.contains("another --threshold"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_table_without_samples_is_named_even_where_another_file_is_missing() {
+    let run = Broken::new();
+    run.edit("kv_cache_timeseries.csv", |_| {
+        "ts_iso,ts_unix,port,metric,value\n".to_owned()
+    });
+    run.remove("logs/tau2_global.log");
+    run.refused("no window: no active window: no KV samples");
+}
+
+#[test]
 fn glued_lines_are_read_and_counted() {
     let run = Broken::new();
     run.noted("7 log records stood behind other text on their line, and were read");

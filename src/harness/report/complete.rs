@@ -12,6 +12,7 @@ use super::zone;
 use crate::harness::run::{DriverSummary, Ended, FileIntake, Run};
 use crate::harness::rundir::Ending;
 use crate::harness::window::{NoWindow, Window};
+use crate::telemetry::kv_csv;
 
 /// Samples may begin this long after the first event, and end before the last, in seconds.
 const UNSAMPLED_S: f64 = 60.0;
@@ -92,7 +93,7 @@ fn missing(run: &Run, found: &mut Vec<Finding>) {
     for missing in &run.intake.missing {
         let severity = match (missing.fatal, missing.file) {
             (false, _) => Severity::Note,
-            (true, crate::telemetry::kv_csv::FILE) => Severity::NoWindow,
+            (true, kv_csv::FILE) => Severity::NoWindow,
             (true, _) => Severity::Incomplete,
         };
         let text = format!("{} is missing: {}", missing.file, missing.without);
@@ -347,12 +348,17 @@ fn window(run: &Run, threshold_percent: f64, found: &mut Vec<Finding>) {
                 found.push(Finding::new(Severity::NoWindow, text));
             }
         }
-        // Said already where the file is missing.
-        Err(NoWindow::NoSamples) if !run.intake.missing.is_empty() => {}
+        // Said already.
+        Err(NoWindow::NoSamples) if run.intake.is_missing(kv_csv::FILE) => {}
         Err(why) => {
-            let text = format!(
-                "no active window: {why}; choose another --threshold, or a run under pressure"
-            );
+            let text = match why {
+                NoWindow::NoSamples | NoWindow::NoNumbers { .. } => {
+                    format!("no active window: {why}")
+                }
+                NoWindow::NeverAbove { .. } | NoWindow::OneMoment { .. } => format!(
+                    "no active window: {why}; choose another --threshold, or a run under pressure"
+                ),
+            };
             found.push(Finding::new(Severity::NoWindow, text));
         }
     }

@@ -323,6 +323,13 @@ pub struct Intake {
     pub zone: Option<Zone>,
 }
 
+impl Intake {
+    /// Whether this file should be there and is not.
+    pub fn is_missing(&self, file: &str) -> bool {
+        self.missing.iter().any(|missing| missing.file == file)
+    }
+}
+
 /// A file that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
