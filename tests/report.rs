@@ -530,6 +530,29 @@ fn without_the_gates_steps_a_gates_run_is_refused_and_one_without_a_gate_is_not(
 }
 
 #[test]
+fn a_file_that_a_killed_run_left_half_written_is_named_and_other_runs_still_show() {
+    let other = fixture("ct32").display().to_string();
+    let of_a_reference_run = ["outputs/metrics_global.json", "scheduler_timestamps"];
+    let of_a_replay = ["manifest.json", "summary.json"];
+    for file in of_a_reference_run.iter().chain(&of_a_replay) {
+        for left in ["", "{"] {
+            let run = if of_a_replay.contains(file) {
+                Broken::replay("continuum")
+            } else {
+                Broken::new()
+            };
+            fs::write(run.dir().join(file), left).expect("a file");
+            run.refused(&format!(
+                "incomplete: {file} cannot be read (EOF while parsing"
+            ));
+            let (code, said) = run.report(&[&other, "--allow-incomplete", "--manifest"]);
+            assert_eq!(code, Some(0), "{said}");
+            assert!(said.contains("continuum C=32"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn flags_are_checked_before_anything_is_read() {
     for (flags, named) in [
         (["--label", "TR32"], "NAME=DIR"),

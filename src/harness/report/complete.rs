@@ -99,6 +99,13 @@ fn missing(run: &Run, found: &mut Vec<Finding>) {
         let text = format!("{} is missing: {}", missing.file, missing.without);
         found.push(Finding::new(severity, text));
     }
+    for damaged in &run.intake.damaged {
+        let text = format!(
+            "{} cannot be read ({}), as a killed run leaves it",
+            damaged.file, damaged.why
+        );
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
     if run.steps.is_empty() && run.programs.is_empty() {
         let text = "no step and no program was recorded";
         found.push(Finding::new(Severity::Incomplete, text));

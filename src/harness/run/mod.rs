@@ -299,6 +299,8 @@ impl Names {
 pub struct Intake {
     /// Files that should be there and are not.
     pub missing: Vec<Missing>,
+    /// Files that are there and cannot be read as a whole, as a killed run leaves them.
+    pub damaged: Vec<Damaged>,
     /// Lines that could not be read, by file.
     pub files: Vec<FileIntake>,
     /// Records that stood behind other text on their line.
@@ -324,10 +326,28 @@ pub struct Intake {
 }
 
 impl Intake {
+    /// What was read of this file; without it, the file counts as damaged.
+    pub fn read<T>(&mut self, file: &str, read: anyhow::Result<T>) -> Option<T> {
+        let damaged = |error: anyhow::Error| Damaged {
+            file: file.to_owned(),
+            why: error.root_cause().to_string(),
+        };
+        read.map_err(|error| self.damaged.push(damaged(error))).ok()
+    }
+
     /// Whether this file should be there and is not.
     pub fn is_missing(&self, file: &str) -> bool {
         self.missing.iter().any(|missing| missing.file == file)
     }
+}
+
+/// A file that is there and cannot be read as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its path inside the run directory.
+    pub file: String,
+    /// What stopped the reader.
+    pub why: String,
 }
 
 /// A file that is not there.

@@ -7,11 +7,9 @@ use std::collections::HashMap;
 use std::mem;
 use std::path::Path;
 
-use anyhow::Context;
-
 use super::kv;
 use crate::harness::reference::driver_log::Event;
-use crate::harness::reference::files::{self, DRIVER_LOG, LogTally, PROFILE_LOG};
+use crate::harness::reference::files::{self, DRIVER_LOG, LogTally, METRICS, PROFILE_LOG, RESULTS};
 use crate::harness::reference::local_time::LocalTime;
 use crate::harness::reference::outputs::SchedulerEvent;
 use crate::harness::reference::profile::{Kind, Level, Record};
@@ -51,7 +49,7 @@ pub fn read(dir: &Path, log_zone: Option<&LogZone>) -> anyhow::Result<Run> {
     run.intake.zone = Some(zone.said());
     let mut loader = Loader::new(run, zone);
     logs(dir, &mut loader)?;
-    outputs(dir, &mut loader.run)?;
+    outputs(dir, &mut loader.run);
     Ok(loader.finish())
 }
 
@@ -151,8 +149,9 @@ fn missing(dir: &Path, loader: &mut Loader) {
     note(kv_csv::FILE, "there is no active window", true);
 }
 
-fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
-    if let Some(metrics) = files::metrics(dir)? {
+fn outputs(dir: &Path, run: &mut Run) {
+    let metrics = run.intake.read(METRICS, files::metrics(dir));
+    if let Some(metrics) = metrics.flatten() {
         run.expected = run.expected.or_else(|| usize::try_from(metrics.total).ok());
         run.intake.driver.get_or_insert(DriverSummary {
             ok: metrics.ok,
@@ -162,10 +161,11 @@ fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
             tasks_per_min: metrics.tasks_per_min,
         });
     }
-    let results = files::task_results(dir, |_| {})?;
-    run.intake.result_files = usize::try_from(results).ok().filter(|&count| count > 0);
+    let results = run.intake.read(RESULTS, files::task_results(dir, |_| {}));
+    let results = results.and_then(|count| usize::try_from(count).ok());
+    run.intake.result_files = results.filter(|&count| count > 0);
     let mut prefix = Prefix::default();
-    files::scheduler_timestamps(dir, |_, events| {
+    let read = files::scheduler_timestamps(dir, |_, events| {
         for event in events {
             // What an eviction made it compute again says nothing of the requests' own prefixes.
             if let SchedulerEvent::Started {
@@ -179,10 +179,9 @@ fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
                 prefix.cached += hit;
             }
         }
-    })
-    .with_context(|| format!("cannot read {SCHEDULER} in {}", dir.display()))?;
-    run.prefix = (prefix.prompt > 0).then_some(prefix);
-    Ok(())
+    });
+    let whole = run.intake.read(SCHEDULER, read).is_some();
+    run.prefix = (whole && prefix.prompt > 0).then_some(prefix);
 }
 
 struct Loader {
