@@ -553,6 +553,37 @@ fn a_file_that_a_killed_run_left_half_written_is_named_and_other_runs_still_show
 }
 
 #[test]
+fn a_driver_log_of_other_bytes_is_named() {
+    let run = Broken::new();
+    let bytes: Vec<u8> = (0..40_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+    fs::write(run.dir().join("driver.log"), bytes).expect("a file");
+    run.refused("incomplete: nothing in driver.log could be read");
+}
+
+#[test]
+fn a_killed_run_without_open_programs_does_not_count_them() {
+    let run = Broken::replay("continuum");
+    run.remove("summary.json");
+    run.refused("killed or is still running: summary.json is not there\n");
+}
+
+#[test]
+fn kv_usage_above_the_possible_is_noted() {
+    let run = Broken::replay("continuum");
+    run.edit("kv_cache_timeseries.csv", |csv| {
+        csv.replace(",0.9\n", ",90\n")
+    });
+    run.noted("note: KV usage reaches 9000 %: the samples' values should be fractions");
+}
+
+#[test]
+fn results_that_are_missing_after_completed_tasks_are_noted() {
+    let run = Broken::new();
+    fs::remove_dir_all(run.dir().join("outputs")).expect("a folder");
+    run.noted("note: outputs is missing: driver.log says that tasks completed");
+}
+
+#[test]
 fn flags_are_checked_before_anything_is_read() {
     for (flags, named) in [
         (["--label", "TR32"], "NAME=DIR"),

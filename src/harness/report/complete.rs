@@ -26,6 +26,8 @@ const NAN_SHARE: f64 = 0.1;
 const UNPARSED_SHARE: f64 = 0.01;
 /// A sampler that runs on for this long after the last event may have been forgotten, in seconds.
 const FORGOTTEN_S: f64 = 600.0;
+/// KV usage that no rounding explains, in percent.
+const IMPOSSIBLE_PERCENT: f64 = 110.0;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,6 +85,7 @@ pub fn findings(run: &Run, threshold_percent: f64) -> Vec<Finding> {
         coverage(run, &mut found);
     }
     no_numbers(run, &mut found);
+    impossible_usage(run, &mut found);
     window(run, threshold_percent, &mut found);
     remarks(run, &mut found);
     found.sort_by_key(|finding| finding.severity);
@@ -114,10 +117,11 @@ fn missing(run: &Run, found: &mut Vec<Finding>) {
 
 fn ending(run: &Run, found: &mut Vec<Finding>) {
     if let Ended::Killed(summary) = run.intake.ended {
-        let text = format!(
-            "the run was killed or is still running: {summary} is not there, and {} programs are without an end",
-            run.open().count()
-        );
+        let open = match run.open().count() {
+            0 => String::new(),
+            count => format!(", and {count} programs are without an end"),
+        };
+        let text = format!("the run was killed or is still running: {summary} is not there{open}");
         found.push(Finding::new(Severity::Incomplete, text));
     }
     let cancelled = run.ended_as(Ending::Cancelled).count();
@@ -184,7 +188,13 @@ fn lost_records(run: &Run, found: &mut Vec<Finding>) {
     }
 }
 
+/// Work that a log should tell of and does not.
 fn lost_steps(run: &Run, found: &mut Vec<Finding>) {
+    let mut files = run.intake.files.iter();
+    if files.any(|file| file.file == "driver.log" && file.records == 0) {
+        let text = "nothing in driver.log could be read: it has no line of the reference driver";
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
     if let Some((driver, profile)) = run.intake.steps_in_logs
         && profile < driver
     {
@@ -343,6 +353,18 @@ fn no_numbers(run: &Run, found: &mut Vec<Finding>) {
             share * 100.0
         );
         found.push(Finding::new(doubt(share > NAN_SHARE), text));
+    }
+}
+
+/// Usage is recorded as a fraction; a file of percentages reads a hundred times too high.
+fn impossible_usage(run: &Run, found: &mut Vec<Finding>) {
+    let usages = run.samples().map(|sample| sample.usage_percent);
+    let highest = usages.fold(0.0, f64::max);
+    if highest > IMPOSSIBLE_PERCENT {
+        let text = format!(
+            "KV usage reaches {highest:.0} %: the samples' values should be fractions from 0 to 1, and seem not to be"
+        );
+        found.push(Finding::new(Severity::Note, text));
     }
 }
 

@@ -23,12 +23,14 @@ use crate::telemetry::kv_csv;
 
 /// Written by Continuum's scheduler.
 const SCHEDULER: &str = "scheduler_timestamps";
+/// Where results and summary are.
+const OUTPUTS: &str = "outputs";
 /// The name that the judge's records add to their task's.
 const JUDGE: &str = "_nl_eval";
 
 /// Whether the directory may hold a run of the reference system.
 pub fn is_there(dir: &Path) -> bool {
-    [DRIVER_LOG, "logs", "outputs", kv_csv::FILE]
+    [DRIVER_LOG, "logs", OUTPUTS, kv_csv::FILE]
         .iter()
         .any(|name| dir.join(name).exists())
 }
@@ -147,6 +149,14 @@ fn missing(dir: &Path, loader: &mut Loader) {
     };
     note(PROFILE_LOG, steps, false);
     note(kv_csv::FILE, "there is no active window", true);
+    if loader.run.done().next().is_some() && !dir.join(OUTPUTS).is_dir() {
+        loader.run.intake.missing.push(Missing {
+            file: OUTPUTS,
+            without: "driver.log says that tasks completed, and their results are not there",
+            fatal: false,
+            tells_of_programs: false,
+        });
+    }
 }
 
 fn outputs(dir: &Path, run: &mut Run) {
