@@ -251,8 +251,9 @@ impl Loader {
             }
             Event::Started { at, domain, task } => {
                 let index = self.started(&format!("{domain}:{task}"), at);
-                let program = self.run.programs.get_mut(index as usize);
-                program.into_iter().for_each(|p| p.begin_known = true);
+                if let Some(program) = self.run.programs.get_mut(index as usize) {
+                    program.begin_known = true;
+                }
             }
             Event::Finished {
                 at, domain, task, ..
