@@ -46,20 +46,90 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A complete run of the reference system, to be broken.
+/// The line of a request that took 10 s and was served.
+fn step(program: &str, index: u32, at: f64) -> String {
+    format!(
+        "{{\"program\":\"{program}\",\"step_index\":{index},\"policy\":\"continuum\",\"backend\":null,\
+         \"path\":\"/v1/chat/completions\",\"model\":null,\"stream\":false,\"arrived_s\":{at},\"admitted_s\":null,\
+         \"first_byte_s\":null,\"first_token_s\":null,\"finished_s\":{},\"hold_s\":1.5,\"hold_reason\":null,\
+         \"ttft_s\":null,\"ttft_backend_s\":null,\"tpot_s\":null,\"prompt_tokens\":100,\"cached_tokens\":50,\
+         \"output_tokens\":5,\"tool\":null,\"tool_gap_s\":null,\"outcome\":\"stop\",\"status\":200,\"retries\":0}}\n",
+        at + 10.0
+    )
+}
+
+/// What a gate leaves of ten programs of four steps each: records and samples.
+fn gate_files(dir: &Path) {
+    let steps: String = (0..40)
+        .map(|n| step(&format!("p{}", n / 4), n % 4, f64::from(n) * 10.0))
+        .collect();
+    fs::write(dir.join("steps.jsonl"), steps).expect("a file");
+    let row = |n: u32| format!("x,{},8000,vllm:kv_cache_usage_perc,0.9\n", n * 5);
+    let samples: String = (0..=80).map(row).collect();
+    let table = format!("h\n{samples}");
+    fs::write(dir.join("kv_cache_timeseries.csv"), table).expect("a file");
+}
+
+/// What a replay adds to it.
+fn replay_files(dir: &Path, policy: &str) {
+    let manifest = format!(
+        "{{\"kvgate\":\"1\",\"policy\":\"{policy}\",\"concurrency\":1,\"trace\":\"tau2\",\"programs\":10,\
+         \"steps\":40,\"trace_repaired\":0,\"stream\":false,\"seed\":1,\"url\":\"u\",\"model\":\"m\",\
+         \"time_scale\":1.0,\"epoch_unix\":0.0,\"engine\":null}}"
+    );
+    let program = |n: u32| {
+        format!(
+            "{{\"program\":\"p{n}\",\"kind\":\"k\",\"started_s\":{},\"finished_s\":{},\"steps\":4,\"errors\":0,\
+             \"ending\":\"done\",\"cause\":null}}\n",
+            n * 40,
+            n * 40 + 40
+        )
+    };
+    let programs: String = (0..10).map(program).collect();
+    for (file, text) in [
+        ("manifest.json", manifest.as_str()),
+        ("programs.jsonl", &programs),
+        ("summary.json", "{}"),
+    ] {
+        fs::write(dir.join(file), text).expect("a file");
+    }
+    fs::copy(dir.join("steps.jsonl"), dir.join("client_steps.jsonl")).expect("a copy");
+}
+
+/// A complete run, to be broken.
 struct Broken {
     folder: tempfile::TempDir,
+    name: &'static str,
 }
 
 impl Broken {
+    /// The reference system's.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        copy(&fixture("tr32"), &folder.path().join("tr32"));
-        Self { folder }
+        let name = "tr32";
+        copy(&fixture(name), &folder.path().join(name));
+        Self { folder, name }
+    }
+
+    /// A replay's, of this policy.
+    fn replay(policy: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = Self {
+            folder,
+            name: "run",
+        };
+        fs::create_dir(run.dir()).expect("a folder");
+        gate_files(&run.dir());
+        replay_files(&run.dir(), policy);
+        run
     }
 
     fn dir(&self) -> PathBuf {
-        self.folder.path().join("tr32")
+        self.folder.path().join(self.name)
+    }
+
+    fn remove(&self, file: &str) {
+        fs::remove_file(self.dir().join(file)).expect("a file");
     }
 
     fn edit(&self, file: &str, change: impl Fn(&str) -> String) {
@@ -157,6 +227,34 @@ fn many_samples_without_a_number_put_the_window_in_doubt() {
 }
 
 #[test]
+fn samples_of_which_none_is_a_number_are_called_so_and_no_threshold_is_advised() {
+    let run = Broken::new();
+    run.edit("kv_cache_timeseries.csv", |csv| {
+        let rows = csv.lines().skip(1);
+        let rows = rows.filter_map(|row| row.rsplit_once(','));
+        std::iter::once("ts_iso,ts_unix,port,metric,value\n".to_owned())
+            .chain(rows.map(|(row, _)| format!("{row},NaN\n")))
+            .collect()
+    });
+    run.refused("no window: no active window: none of 150 KV samples is a number\n");
+    let (_, said) = run.report(&["--allow-incomplete"]);
+    assert!(
+        !said.contains("highest 0 %") && !said.contains("another --threshold"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_table_without_samples_is_named_even_where_another_file_is_missing() {
+    let run = Broken::new();
+    run.edit("kv_cache_timeseries.csv", |_| {
+        "ts_iso,ts_unix,port,metric,value\n".to_owned()
+    });
+    run.remove("logs/tau2_global.log");
+    run.refused("no window: no active window: no KV samples");
+}
+
+#[test]
 fn glued_lines_are_read_and_counted() {
     let run = Broken::new();
     run.noted("7 log records stood behind other text on their line, and were read");
@@ -215,6 +313,63 @@ fn unreadable_lines_are_counted_with_an_example() {
     run.refused("incomplete: logs/tau2_global.log: 30 of");
     let (_, said) = run.report(&[]);
     assert!(said.contains("e.g. [") && said.contains("thre14"), "{said}");
+}
+
+#[test]
+fn a_profile_log_that_is_cut_short_is_refused_and_the_steps_of_driver_log_are_taken() {
+    for (left, steps) in [(0, 0), (120, 57)] {
+        let run = Broken::new();
+        run.edit("logs/tau2_global.log", |log| {
+            log.lines()
+                .take(left)
+                .flat_map(|line| [line, "\n"])
+                .collect()
+        });
+        run.refused(&format!(
+            "incomplete: logs/tau2_global.log is cut short: it has {steps} steps, driver.log 296, which were taken"
+        ));
+        let (_, said) = run.report(&["--allow-incomplete"]);
+        assert!(said.contains("36 tasks and 234 steps in it"), "{said}");
+    }
+}
+
+#[test]
+fn finished_programs_without_any_step_are_refused() {
+    let run = Broken::new();
+    let forget = |log: &str| log.replace("type=step_complete", "type=other");
+    run.edit("driver.log", forget);
+    run.edit("logs/tau2_global.log", forget);
+    run.refused("incomplete: 45 programs finished, and no step was recorded");
+}
+
+#[test]
+fn a_duration_that_is_no_number_is_an_unread_line_and_not_zero() {
+    let run = Broken::new();
+    run.edit("logs/tau2_global.log", |log| {
+        log.replacen("duration_ms=", "duration_ms=?", 30)
+    });
+    run.refused("incomplete: logs/tau2_global.log: 30 of");
+    let (_, said) = run.report(&[]);
+    assert!(
+        said.contains("e.g. task=retail:0 type=user_sim step=0") && said.contains("_ms=?"),
+        "{said}"
+    );
+    assert!(
+        !said.contains("cut short"),
+        "both logs have as many steps: {said}"
+    );
+}
+
+#[test]
+fn a_program_of_which_only_the_end_is_known_has_no_time() {
+    let run = Broken::new();
+    fs::write(run.dir().join("logs/tau2_global.log"), "").expect("a file");
+    run.edit("driver.log", |log| {
+        let ends = |line: &&str| line.contains("_COMPLETE]") || !line.contains("task=");
+        let lines = log.lines().filter(ends);
+        lines.flat_map(|line| [line, "\n"]).collect()
+    });
+    run.refused("nothing says when 45 of the finished programs began");
 }
 
 #[test]
@@ -341,27 +496,7 @@ fn every_output_is_written_and_the_same_each_time() {
 #[test]
 fn a_gates_directory_alone_is_reported_from_its_steps() {
     let folder = tempfile::tempdir().expect("a folder");
-    let step = |program: &str, index: u32, at: f64| {
-        format!(
-            "{{\"program\":\"{program}\",\"step_index\":{index},\"policy\":\"continuum\",\"backend\":null,\
-             \"path\":\"/v1/chat/completions\",\"model\":null,\"stream\":false,\"arrived_s\":{at},\"admitted_s\":null,\
-             \"first_byte_s\":null,\"first_token_s\":null,\"finished_s\":{},\"hold_s\":1.5,\"hold_reason\":null,\
-             \"ttft_s\":null,\"ttft_backend_s\":null,\"tpot_s\":null,\"prompt_tokens\":100,\"cached_tokens\":50,\
-             \"output_tokens\":5,\"tool\":null,\"tool_gap_s\":null,\"outcome\":\"stop\",\"status\":200,\"retries\":0}}\n",
-            at + 10.0
-        )
-    };
-    let steps: String = (0..40)
-        .map(|n| step(&format!("p{}", n / 4), n % 4, f64::from(n) * 10.0))
-        .collect();
-    fs::write(folder.path().join("steps.jsonl"), steps).expect("a file");
-    let row = |n: u32| format!("x,{},8000,vllm:kv_cache_usage_perc,0.9\n", n * 5);
-    let samples: String = (0..=80).map(row).collect();
-    fs::write(
-        folder.path().join("kv_cache_timeseries.csv"),
-        format!("h\n{samples}"),
-    )
-    .expect("a file");
+    gate_files(folder.path());
     let output = report(&[&folder.path().display().to_string()]);
     let said = text(&output.stdout);
     assert_eq!(
@@ -379,6 +514,73 @@ fn a_gates_directory_alone_is_reported_from_its_steps() {
     ] {
         assert!(said.contains(sentence), "{sentence}\n{said}");
     }
+}
+
+#[test]
+fn without_the_gates_steps_a_gates_run_is_refused_and_one_without_a_gate_is_not() {
+    let gated = Broken::replay("continuum");
+    gated.noted("## Completeness");
+    gated.remove("steps.jsonl");
+    gated.refused("incomplete: steps.jsonl is missing: the gate's holds and policy are unknown");
+    let direct = Broken::replay("direct");
+    direct.remove("steps.jsonl");
+    let (code, said) = direct.report(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("steps.jsonl"), "{said}");
+}
+
+#[test]
+fn a_file_that_a_killed_run_left_half_written_is_named_and_other_runs_still_show() {
+    let other = fixture("ct32").display().to_string();
+    let of_a_reference_run = ["outputs/metrics_global.json", "scheduler_timestamps"];
+    let of_a_replay = ["manifest.json", "summary.json"];
+    for file in of_a_reference_run.iter().chain(&of_a_replay) {
+        for left in ["", "{"] {
+            let run = if of_a_replay.contains(file) {
+                Broken::replay("continuum")
+            } else {
+                Broken::new()
+            };
+            fs::write(run.dir().join(file), left).expect("a file");
+            run.refused(&format!(
+                "incomplete: {file} cannot be read (EOF while parsing"
+            ));
+            let (code, said) = run.report(&[&other, "--allow-incomplete", "--manifest"]);
+            assert_eq!(code, Some(0), "{said}");
+            assert!(said.contains("continuum C=32"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_driver_log_of_other_bytes_is_named() {
+    let run = Broken::new();
+    let bytes: Vec<u8> = (0..40_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+    fs::write(run.dir().join("driver.log"), bytes).expect("a file");
+    run.refused("incomplete: nothing in driver.log could be read");
+}
+
+#[test]
+fn a_killed_run_without_open_programs_does_not_count_them() {
+    let run = Broken::replay("continuum");
+    run.remove("summary.json");
+    run.refused("killed or is still running: summary.json is not there\n");
+}
+
+#[test]
+fn kv_usage_above_the_possible_is_noted() {
+    let run = Broken::replay("continuum");
+    run.edit("kv_cache_timeseries.csv", |csv| {
+        csv.replace(",0.9\n", ",90\n")
+    });
+    run.noted("note: KV usage reaches 9000 %: the samples' values should be fractions");
+}
+
+#[test]
+fn results_that_are_missing_after_completed_tasks_are_noted() {
+    let run = Broken::new();
+    fs::remove_dir_all(run.dir().join("outputs")).expect("a folder");
+    run.noted("note: outputs is missing: driver.log says that tasks completed");
 }
 
 #[test]

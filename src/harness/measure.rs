@@ -162,7 +162,7 @@ impl Measures {
                     .filter(|_| by_gate)
                     .map(|(_, r)| r.hold_s),
             ),
-            program_s: spread(run.done().map(|p| p.last_s - p.started_s)),
+            program_s: spread(run.program_times()),
             programs_failed: run.ended_as(Ending::Failed).count(),
             programs_cancelled: run.ended_as(Ending::Cancelled).count(),
             programs_open: run.open().count(),

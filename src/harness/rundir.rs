@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+/// The policy that is none: the replay plays straight at a server.
+pub const DIRECT: &str = "direct";
+
 /// What was run, as `manifest.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -48,6 +51,13 @@ pub struct Manifest {
     pub epoch_unix: f64,
     /// The engine behind the gate, where the harness started it.
     pub engine: Option<EngineManifest>,
+}
+
+impl Manifest {
+    /// Whether the harness chose a gate's policy, so that the gate should have recorded the steps.
+    pub fn is_gated(&self) -> bool {
+        self.policy.as_deref().is_some_and(|name| name != DIRECT)
+    }
 }
 
 /// The embedded engine of a cell.

@@ -34,6 +34,12 @@ pub enum NoWindow {
     /// Nobody sampled the KV cache.
     #[error("no KV samples")]
     NoSamples,
+    /// Every sample is NaN.
+    #[error("none of {samples} KV samples is a number")]
+    NoNumbers {
+        /// Samples there are.
+        samples: usize,
+    },
     /// The cache was never under pressure.
     #[error("never above {threshold_percent} % (highest {highest_percent:.0} %)")]
     NeverAbove {
@@ -69,11 +75,17 @@ impl Window {
             hot.map(|s| s.ts_s)
         };
         let (Some(start_s), Some(end_s)) = (above().min(), above().max()) else {
-            let usages = samples.map(|s| s.usage_percent);
-            return Err(NoWindow::NeverAbove {
-                threshold_percent,
-                highest_percent: usages.fold(0.0, f64::max),
-            });
+            let usages = samples.clone().map(|s| s.usage_percent);
+            let highest = usages.filter(|usage| !usage.is_nan()).reduce(f64::max);
+            return Err(highest.map_or_else(
+                || NoWindow::NoNumbers {
+                    samples: samples.count(),
+                },
+                |highest_percent| NoWindow::NeverAbove {
+                    threshold_percent,
+                    highest_percent,
+                },
+            ));
         };
         if start_s == end_s {
             return Err(NoWindow::OneMoment { threshold_percent });
@@ -150,6 +162,10 @@ mod tests {
         assert_eq!(
             why(&[(0, 41.2), (5, f64::NAN)]),
             "never above 70 % (highest 41 %)"
+        );
+        assert_eq!(
+            why(&[(0, f64::NAN), (5, f64::NAN)]),
+            "none of 2 KV samples is a number"
         );
         assert_eq!(why(&[(0, 80.0), (5, 1.0)]), "one moment above 70 %");
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::Server;
 use crate::clock::Clock;
 use crate::harness::replay::{Replay, Summary};
-use crate::harness::rundir::{EngineManifest, RunDir};
+use crate::harness::rundir::{DIRECT, EngineManifest, RunDir};
 use crate::harness::stats::mean;
 use crate::harness::trace::Trace;
 
@@ -28,9 +28,6 @@ const MAX_ENGINE_LAG_S: f64 = 0.5;
 const MAX_LATE_SHARE: f64 = 0.1;
 /// Time for one request, hold included, of the run.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3_600);
-
-/// The policy that is none: the replay plays straight at a live server.
-pub const DIRECT: &str = "direct";
 
 /// What serves the model.
 #[derive(Clone, Debug, PartialEq)]

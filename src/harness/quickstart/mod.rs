@@ -17,11 +17,11 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use self::cell::{Backend, Cell, DIRECT, Finished};
+use self::cell::{Backend, Cell, Finished};
 use super::replay::cancelled_by_signal;
 use super::report::load::{self, Source};
 use super::report::{Report, text};
-use super::rundir::{EngineManifest, RunDir};
+use super::rundir::{DIRECT, EngineManifest, RunDir};
 use super::trace::Trace;
 use super::window::THRESHOLD_PERCENT;
 use crate::clock::Clock;

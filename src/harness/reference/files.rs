@@ -22,8 +22,11 @@ pub const DRIVER_LOG: &str = "driver.log";
 /// The timings alone, one a line.
 pub const PROFILE_LOG: &str = "logs/tau2_global.log";
 
+/// The run's summary.
+pub const METRICS: &str = "outputs/metrics_global.json";
+
 /// Where the tasks' results are.
-const RESULTS: &str = "outputs/all_domains";
+pub const RESULTS: &str = "outputs/all_domains";
 
 /// What reading a log came across.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,7 +147,7 @@ pub enum KvError {
 /// # Errors
 /// When it is there and malformed; the message names it.
 pub fn metrics(run: &Path) -> anyhow::Result<Option<Metrics>> {
-    let path = run.join("outputs/metrics_global.json");
+    let path = run.join(METRICS);
     open(&path)?.map(|file| json(&path, file)).transpose()
 }
 

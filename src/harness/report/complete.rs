@@ -12,6 +12,7 @@ use super::zone;
 use crate::harness::run::{DriverSummary, Ended, FileIntake, Run};
 use crate::harness::rundir::Ending;
 use crate::harness::window::{NoWindow, Window};
+use crate::telemetry::kv_csv;
 
 /// Samples may begin this long after the first event, and end before the last, in seconds.
 const UNSAMPLED_S: f64 = 60.0;
@@ -25,6 +26,8 @@ const NAN_SHARE: f64 = 0.1;
 const UNPARSED_SHARE: f64 = 0.01;
 /// A sampler that runs on for this long after the last event may have been forgotten, in seconds.
 const FORGOTTEN_S: f64 = 600.0;
+/// KV usage that no rounding explains, in percent.
+const IMPOSSIBLE_PERCENT: f64 = 110.0;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -74,6 +77,7 @@ pub fn findings(run: &Run, threshold_percent: f64) -> Vec<Finding> {
     ending(run, &mut found);
     results(run, &mut found);
     lost_records(run, &mut found);
+    lost_steps(run, &mut found);
     for file in &run.intake.files {
         unparsed(file, &mut found);
     }
@@ -81,6 +85,7 @@ pub fn findings(run: &Run, threshold_percent: f64) -> Vec<Finding> {
         coverage(run, &mut found);
     }
     no_numbers(run, &mut found);
+    impossible_usage(run, &mut found);
     window(run, threshold_percent, &mut found);
     remarks(run, &mut found);
     found.sort_by_key(|finding| finding.severity);
@@ -91,11 +96,18 @@ fn missing(run: &Run, found: &mut Vec<Finding>) {
     for missing in &run.intake.missing {
         let severity = match (missing.fatal, missing.file) {
             (false, _) => Severity::Note,
-            (true, crate::telemetry::kv_csv::FILE) => Severity::NoWindow,
+            (true, kv_csv::FILE) => Severity::NoWindow,
             (true, _) => Severity::Incomplete,
         };
         let text = format!("{} is missing: {}", missing.file, missing.without);
         found.push(Finding::new(severity, text));
+    }
+    for damaged in &run.intake.damaged {
+        let text = format!(
+            "{} cannot be read ({}), as a killed run leaves it",
+            damaged.file, damaged.why
+        );
+        found.push(Finding::new(Severity::Incomplete, text));
     }
     if run.steps.is_empty() && run.programs.is_empty() {
         let text = "no step and no program was recorded";
@@ -105,10 +117,11 @@ fn missing(run: &Run, found: &mut Vec<Finding>) {
 
 fn ending(run: &Run, found: &mut Vec<Finding>) {
     if let Ended::Killed(summary) = run.intake.ended {
-        let text = format!(
-            "the run was killed or is still running: {summary} is not there, and {} programs are without an end",
-            run.open().count()
-        );
+        let open = match run.open().count() {
+            0 => String::new(),
+            count => format!(", and {count} programs are without an end"),
+        };
+        let text = format!("the run was killed or is still running: {summary} is not there{open}");
         found.push(Finding::new(Severity::Incomplete, text));
     }
     let cancelled = run.ended_as(Ending::Cancelled).count();
@@ -171,6 +184,28 @@ fn lost_records(run: &Run, found: &mut Vec<Finding>) {
             "steps.jsonl lacks {} of the {client} steps that the client saw served: the gate dropped them, or was killed",
             client - recorded
         );
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
+}
+
+/// Work that a log should tell of and does not.
+fn lost_steps(run: &Run, found: &mut Vec<Finding>) {
+    let mut files = run.intake.files.iter();
+    if files.any(|file| file.file == "driver.log" && file.records == 0) {
+        let text = "nothing in driver.log could be read: it has no line of the reference driver";
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
+    if let Some((driver, profile)) = run.intake.steps_in_logs
+        && profile < driver
+    {
+        let text = format!(
+            "logs/tau2_global.log is cut short: it has {profile} steps, driver.log {driver}, which were taken"
+        );
+        found.push(Finding::new(Severity::Incomplete, text));
+    }
+    let done = run.done().count();
+    if run.steps.is_empty() && done > 0 {
+        let text = format!("{done} programs finished, and no step was recorded");
         found.push(Finding::new(Severity::Incomplete, text));
     }
 }
@@ -321,6 +356,18 @@ fn no_numbers(run: &Run, found: &mut Vec<Finding>) {
     }
 }
 
+/// Usage is recorded as a fraction; a file of percentages reads a hundred times too high.
+fn impossible_usage(run: &Run, found: &mut Vec<Finding>) {
+    let usages = run.samples().map(|sample| sample.usage_percent);
+    let highest = usages.fold(0.0, f64::max);
+    if highest > IMPOSSIBLE_PERCENT {
+        let text = format!(
+            "KV usage reaches {highest:.0} %: the samples' values should be fractions from 0 to 1, and seem not to be"
+        );
+        found.push(Finding::new(Severity::Note, text));
+    }
+}
+
 fn window(run: &Run, threshold_percent: f64, found: &mut Vec<Finding>) {
     match Window::active(run.samples(), threshold_percent) {
         Ok(window) => {
@@ -330,12 +377,17 @@ fn window(run: &Run, threshold_percent: f64, found: &mut Vec<Finding>) {
                 found.push(Finding::new(Severity::NoWindow, text));
             }
         }
-        // Said already where the file is missing.
-        Err(NoWindow::NoSamples) if !run.intake.missing.is_empty() => {}
+        // Said already.
+        Err(NoWindow::NoSamples) if run.intake.is_missing(kv_csv::FILE) => {}
         Err(why) => {
-            let text = format!(
-                "no active window: {why}; choose another --threshold, or a run under pressure"
-            );
+            let text = match why {
+                NoWindow::NoSamples | NoWindow::NoNumbers { .. } => {
+                    format!("no active window: {why}")
+                }
+                NoWindow::NeverAbove { .. } | NoWindow::OneMoment { .. } => format!(
+                    "no active window: {why}; choose another --threshold, or a run under pressure"
+                ),
+            };
             found.push(Finding::new(Severity::NoWindow, text));
         }
     }
@@ -356,12 +408,17 @@ fn remarks(run: &Run, found: &mut Vec<Finding>) {
             intake.tuple_markers
         ));
     }
-    if let Some(driver) = intake.steps_in_driver
-        && driver != run.steps.len() as u64
+    if let Some((driver, profile)) = intake.steps_in_logs
+        && driver < profile
     {
         note(format!(
-            "driver.log has {driver} steps, logs/tau2_global.log {}, which were taken",
-            run.steps.len()
+            "driver.log has {driver} steps, logs/tau2_global.log {profile}, which were taken"
+        ));
+    }
+    let untimed = run.done().filter(|program| !program.begin_known).count();
+    if untimed > 0 {
+        note(format!(
+            "nothing says when {untimed} of the finished programs began: they are not in the program times"
         ));
     }
     if intake.programs_derived {

@@ -128,6 +128,7 @@ impl Builder {
         self.run.programs.push(Program {
             name: name.to_owned(),
             started_s,
+            begin_known: true,
             last_s: started_s,
             ..Program::default()
         });

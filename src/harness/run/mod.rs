@@ -65,6 +65,8 @@ pub struct Program {
     pub kind: String,
     /// Its beginning: recorded, or its first event's.
     pub started_s: f64,
+    /// Whether anything says when it began; otherwise `started_s` is the end of what it first did.
+    pub begin_known: bool,
     /// Its last event, or its end.
     pub last_s: f64,
     /// How it ended; `None` if nothing says that it did.
@@ -297,6 +299,8 @@ impl Names {
 pub struct Intake {
     /// Files that should be there and are not.
     pub missing: Vec<Missing>,
+    /// Files that are there and cannot be read as a whole, as a killed run leaves them.
+    pub damaged: Vec<Damaged>,
     /// Lines that could not be read, by file.
     pub files: Vec<FileIntake>,
     /// Records that stood behind other text on their line.
@@ -309,8 +313,8 @@ pub struct Intake {
     pub dropped: u64,
     /// Steps that the client saw served; `None` if only the gate or only the client recorded.
     pub client_served: Option<usize>,
-    /// Steps in `driver.log`, where they were taken from another file.
-    pub steps_in_driver: Option<u64>,
+    /// Steps in `driver.log` and in `logs/tau2_global.log`, where both are there; the file with more was taken.
+    pub steps_in_logs: Option<(u64, u64)>,
     /// What the reference driver says of the run at its end.
     pub driver: Option<DriverSummary>,
     /// Files with one task's result each, in a reference run.
@@ -319,6 +323,31 @@ pub struct Intake {
     pub programs_derived: bool,
     /// How naive log times were read.
     pub zone: Option<Zone>,
+}
+
+impl Intake {
+    /// What was read of this file; without it, the file counts as damaged.
+    pub fn read<T>(&mut self, file: &str, read: anyhow::Result<T>) -> Option<T> {
+        let damaged = |error: anyhow::Error| Damaged {
+            file: file.to_owned(),
+            why: error.root_cause().to_string(),
+        };
+        read.map_err(|error| self.damaged.push(damaged(error))).ok()
+    }
+
+    /// Whether this file should be there and is not.
+    pub fn is_missing(&self, file: &str) -> bool {
+        self.missing.iter().any(|missing| missing.file == file)
+    }
+}
+
+/// A file that is there and cannot be read as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its path inside the run directory.
+    pub file: String,
+    /// What stopped the reader.
+    pub why: String,
 }
 
 /// A file that is not there.
@@ -360,10 +389,10 @@ impl FileIntake {
     }
 
     /// Notes a line that could not be read; the first one's beginning is kept.
-    pub fn bad(&mut self, number: u64, line: &str) {
+    pub fn bad(&mut self, number: Option<u64>, line: &str) {
         self.unparsed += 1;
         self.example
-            .get_or_insert_with(|| (Some(number), line.chars().take(EXAMPLE_CHARS).collect()));
+            .get_or_insert_with(|| (number, line.chars().take(EXAMPLE_CHARS).collect()));
     }
 }
 
@@ -436,6 +465,12 @@ impl Run {
     /// Programs that began and never ended.
     pub fn open(&self) -> impl Iterator<Item = &Program> {
         self.programs.iter().filter(|p| p.ending.is_none())
+    }
+
+    /// How long each finished program took, in seconds, where anything says when it began.
+    pub fn program_times(&self) -> impl Iterator<Item = f64> {
+        let timed = self.done().filter(|program| program.begin_known);
+        timed.map(|program| program.last_s - program.started_s)
     }
 
     /// Steps that count towards rates.

@@ -128,7 +128,10 @@ fn programs(run: &Run, rows: &[Program]) -> Batch {
     let columns = [
         ("program", text(rows.iter().map(|p| Some(p.name.clone())))),
         ("kind", text(rows.iter().map(|p| Some(p.kind.clone())))),
-        ("started_s", real(rows.iter().map(|p| Some(p.started_s)))),
+        (
+            "started_s",
+            real(rows.iter().map(|p| p.begin_known.then_some(p.started_s))),
+        ),
         ("finished_s", real(rows.iter().map(|p| Some(p.last_s)))),
         ("ending", text(rows.iter().map(ending))),
     ];

@@ -43,7 +43,7 @@ pub fn each(
         if take(number, text) {
             intake.records += 1;
         } else {
-            intake.bad(number, text);
+            intake.bad(Some(number), text);
         }
     }
     Ok(Some(intake))

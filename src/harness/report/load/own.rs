@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use serde::Deserialize;
 
 use super::{kv, lines};
 use crate::harness::run::build::{Builder, is_served};
-use crate::harness::run::{Ended, LoadSample, Missing, Names, Run};
-use crate::harness::rundir::{ProgramRecord, RunDir, StepSource};
+use crate::harness::run::{Ended, Intake, LoadSample, Missing, Names, Run};
+use crate::harness::rundir::{Manifest, ProgramRecord, RunDir, StepSource};
 use crate::telemetry::recorder::{KV_SAMPLES_FILE, STEPS_FILE};
 use crate::telemetry::{StepRecord, kv_csv};
 
@@ -31,7 +30,9 @@ pub fn is_there(dir: &Path) -> bool {
 /// When a file is there and cannot be read; the message names it.
 pub fn read(dir: &Path) -> anyhow::Result<Run> {
     let replayed = dir.join(MANIFEST).is_file();
-    let manifest = replayed.then(|| RunDir::at(dir).manifest()).transpose()?;
+    let mut intake = Intake::default();
+    let manifest = replayed.then(|| RunDir::at(dir).manifest());
+    let manifest = manifest.and_then(|read| intake.read(MANIFEST, read));
     let by_gate = dir.join(STEPS_FILE).is_file();
     let source = if by_gate {
         StepSource::Gate
@@ -43,21 +44,28 @@ pub fn read(dir: &Path) -> anyhow::Result<Run> {
     let steps = if by_gate { STEPS_FILE } else { CLIENT_STEPS };
     files.extend(lines::json(dir, steps, |record| builder.step(&record))?);
     let mut missing = missing(dir, replayed, by_gate);
-    if files.is_empty() {
-        missing.push(Missing {
-            file: STEPS_FILE,
-            without: "there are no steps to count",
-            fatal: true,
-            tells_of_programs: false,
-        });
-    }
+    let gated = manifest.as_ref().is_some_and(Manifest::is_gated);
+    let without = match (files.is_empty(), gated && !by_gate) {
+        (true, _) => Some("there are no steps to count"),
+        (_, true) => Some(
+            "the gate's holds and policy are unknown, and steps are taken from client_steps.jsonl",
+        ),
+        _ => None,
+    };
+    missing.extend(without.map(|without| Missing {
+        file: STEPS_FILE,
+        without,
+        fatal: true,
+        tells_of_programs: false,
+    }));
     files.extend(lines::json(dir, PROGRAMS, |record: ProgramRecord| {
         builder.program(&record);
     })?);
     let mut run = builder.finish(replayed);
     run.intake.files = files;
     run.intake.missing = missing;
-    run.intake.ended = ended(dir, replayed);
+    run.intake.damaged = intake.damaged;
+    run.intake.ended = ended(dir, replayed, &mut run.intake);
     if by_gate {
         run.intake.client_served = client_served(dir)?;
     }
@@ -99,11 +107,13 @@ fn missing(dir: &Path, replayed: bool, by_gate: bool) -> Vec<Missing> {
 }
 
 /// A replay writes its summary last.
-fn ended(dir: &Path, replayed: bool) -> Ended {
-    match (replayed, dir.join(SUMMARY).is_file()) {
-        (_, true) => Ended::Summary,
-        (true, false) => Ended::Killed(SUMMARY),
-        (false, false) => Ended::Unknown,
+fn ended(dir: &Path, replayed: bool, intake: &mut Intake) -> Ended {
+    match json_of(&dir.join(SUMMARY)).transpose() {
+        Some(read) => intake
+            .read(SUMMARY, read)
+            .map_or(Ended::Unknown, |_| Ended::Summary),
+        None if replayed => Ended::Killed(SUMMARY),
+        None => Ended::Unknown,
     }
 }
 
@@ -147,16 +157,16 @@ fn loads(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The manifest as it is, for the artifact section; `None` without one.
-///
-/// # Errors
-/// When it is there and is no JSON; the message names it.
-pub fn manifest_json(dir: &Path) -> anyhow::Result<Option<serde_json::Value>> {
-    let path = dir.join(MANIFEST);
+/// The manifest as it is, for the artifact section; `None` without one, or where it is no JSON, which [`read`] tells.
+pub fn manifest_json(dir: &Path) -> Option<serde_json::Value> {
+    json_of(&dir.join(MANIFEST)).ok().flatten()
+}
+
+/// A whole file of JSON; `None` if there is no such file.
+fn json_of(path: &Path) -> anyhow::Result<Option<serde_json::Value>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let read = || format!("cannot read {}", path.display());
-    let text = std::fs::read_to_string(&path).with_context(read)?;
-    serde_json::from_str(&text).map(Some).with_context(read)
+    let text = std::fs::read_to_string(path)?;
+    Ok(Some(serde_json::from_str(&text)?))
 }

@@ -1,16 +1,15 @@
 //! A run directory of the reference system.
 //!
-//! Tasks come from `driver.log`; steps and calls from `logs/tau2_global.log`, which has one record a line, and only
-//! without it from `driver.log`. Of both only compact records are kept.
+//! Tasks come from `driver.log`; steps and calls from `logs/tau2_global.log`, which has one record a line, and from
+//! `driver.log` where that is missing or has fewer. Of both only compact records are kept.
 
 use std::collections::HashMap;
+use std::mem;
 use std::path::Path;
-
-use anyhow::Context;
 
 use super::kv;
 use crate::harness::reference::driver_log::Event;
-use crate::harness::reference::files::{self, DRIVER_LOG, LogTally, PROFILE_LOG};
+use crate::harness::reference::files::{self, DRIVER_LOG, LogTally, METRICS, PROFILE_LOG, RESULTS};
 use crate::harness::reference::local_time::LocalTime;
 use crate::harness::reference::outputs::SchedulerEvent;
 use crate::harness::reference::profile::{Kind, Level, Record};
@@ -24,12 +23,14 @@ use crate::telemetry::kv_csv;
 
 /// Written by Continuum's scheduler.
 const SCHEDULER: &str = "scheduler_timestamps";
+/// Where results and summary are.
+const OUTPUTS: &str = "outputs";
 /// The name that the judge's records add to their task's.
 const JUDGE: &str = "_nl_eval";
 
 /// Whether the directory may hold a run of the reference system.
 pub fn is_there(dir: &Path) -> bool {
-    [DRIVER_LOG, "logs", "outputs", kv_csv::FILE]
+    [DRIVER_LOG, "logs", OUTPUTS, kv_csv::FILE]
         .iter()
         .any(|name| dir.join(name).exists())
 }
@@ -48,38 +49,40 @@ pub fn read(dir: &Path, log_zone: Option<&LogZone>) -> anyhow::Result<Run> {
         .cloned()
         .unwrap_or_else(|| LogZone::of_sampler(offset_s));
     run.intake.zone = Some(zone.said());
-    let mut loader = Loader {
-        run,
-        zone,
-        programs: HashMap::new(),
-        reasons: HashMap::new(),
-        domains: Vec::new(),
-        began_s: f64::NEG_INFINITY,
-    };
+    let mut loader = Loader::new(run, zone);
     logs(dir, &mut loader)?;
-    outputs(dir, &mut loader.run)?;
+    outputs(dir, &mut loader.run);
     Ok(loader.finish())
 }
 
 fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
-    let separate = dir.join(PROFILE_LOG).is_file();
-    let mut steps_in_driver = 0;
-    let driver = files::driver_events(dir, |event| {
-        let Event::Record(record) = event else {
-            loader.event(&event);
-            return;
-        };
-        steps_in_driver += u64::from(record.kind == Some(Kind::StepComplete));
-        if !separate {
+    let (mut driver, mut steps) = (None, (0, 0));
+    let mut profile = None;
+    if dir.join(PROFILE_LOG).is_file() {
+        (driver, steps.0) = driver_log(dir, loader, false)?;
+        profile = files::profile_records(dir, |record| {
+            steps.1 += u64::from(record.kind == Some(Kind::StepComplete));
             loader.record(&record);
-        }
-    })?;
-    let profile = files::profile_records(dir, |record| loader.record(&record))?;
+        })?;
+        loader.run.intake.steps_in_logs = driver.is_some().then_some(steps);
+    }
+    let by_driver = profile.is_none() || steps.0 > steps.1;
+    if by_driver {
+        loader.restart();
+        (driver, _) = driver_log(dir, loader, true)?;
+    }
+    let none = FileIntake::default();
+    let untimed = mem::take(&mut loader.untimed);
+    let (in_driver, in_profile) = if by_driver {
+        (untimed, none)
+    } else {
+        (none, untimed)
+    };
     let intake = &mut loader.run.intake;
     if let Some(tally) = &driver {
         intake.glued = tally.glued;
         intake.tuple_markers = tally.tuples;
-        intake.files.push(file_intake(DRIVER_LOG, tally));
+        intake.files.push(file_intake(DRIVER_LOG, tally, in_driver));
         let summary = intake.driver.is_some();
         intake.ended = if summary {
             Ended::Summary
@@ -88,21 +91,42 @@ fn logs(dir: &Path, loader: &mut Loader) -> anyhow::Result<()> {
         };
     }
     if let Some(tally) = &profile {
-        intake.files.push(file_intake(PROFILE_LOG, tally));
-    }
-    if driver.is_some() && profile.is_some() {
-        intake.steps_in_driver = Some(steps_in_driver);
+        intake
+            .files
+            .push(file_intake(PROFILE_LOG, tally, in_profile));
     }
     missing(dir, loader);
     Ok(())
 }
 
-fn file_intake(file: &str, tally: &LogTally) -> FileIntake {
+/// Reads `driver.log`, its steps and calls only where they are `wanted`; also how many steps it has.
+fn driver_log(
+    dir: &Path,
+    loader: &mut Loader,
+    wanted: bool,
+) -> anyhow::Result<(Option<LogTally>, u64)> {
+    let mut steps = 0;
+    let tally = files::driver_events(dir, |event| {
+        let Event::Record(record) = event else {
+            loader.event(&event);
+            return;
+        };
+        steps += u64::from(record.kind == Some(Kind::StepComplete));
+        if wanted {
+            loader.record(&record);
+        }
+    })?;
+    Ok((tally, steps))
+}
+
+/// What reading a log met, and what its records did not say.
+fn file_intake(file: &str, tally: &LogTally, untimed: FileIntake) -> FileIntake {
+    let example = tally.example.clone().map(|line| (None, line));
     FileIntake {
         file: file.to_owned(),
-        records: tally.read,
-        unparsed: tally.unread,
-        example: tally.example.clone().map(|line| (None, line)),
+        records: tally.read - untimed.unparsed,
+        unparsed: tally.unread + untimed.unparsed,
+        example: example.or(untimed.example),
     }
 }
 
@@ -125,10 +149,19 @@ fn missing(dir: &Path, loader: &mut Loader) {
     };
     note(PROFILE_LOG, steps, false);
     note(kv_csv::FILE, "there is no active window", true);
+    if loader.run.done().next().is_some() && !dir.join(OUTPUTS).is_dir() {
+        loader.run.intake.missing.push(Missing {
+            file: OUTPUTS,
+            without: "driver.log says that tasks completed, and their results are not there",
+            fatal: false,
+            tells_of_programs: false,
+        });
+    }
 }
 
-fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
-    if let Some(metrics) = files::metrics(dir)? {
+fn outputs(dir: &Path, run: &mut Run) {
+    let metrics = run.intake.read(METRICS, files::metrics(dir));
+    if let Some(metrics) = metrics.flatten() {
         run.expected = run.expected.or_else(|| usize::try_from(metrics.total).ok());
         run.intake.driver.get_or_insert(DriverSummary {
             ok: metrics.ok,
@@ -138,10 +171,11 @@ fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
             tasks_per_min: metrics.tasks_per_min,
         });
     }
-    let results = files::task_results(dir, |_| {})?;
-    run.intake.result_files = usize::try_from(results).ok().filter(|&count| count > 0);
+    let results = run.intake.read(RESULTS, files::task_results(dir, |_| {}));
+    let results = results.and_then(|count| usize::try_from(count).ok());
+    run.intake.result_files = results.filter(|&count| count > 0);
     let mut prefix = Prefix::default();
-    files::scheduler_timestamps(dir, |_, events| {
+    let read = files::scheduler_timestamps(dir, |_, events| {
         for event in events {
             // What an eviction made it compute again says nothing of the requests' own prefixes.
             if let SchedulerEvent::Started {
@@ -155,10 +189,9 @@ fn outputs(dir: &Path, run: &mut Run) -> anyhow::Result<()> {
                 prefix.cached += hit;
             }
         }
-    })
-    .with_context(|| format!("cannot read {SCHEDULER} in {}", dir.display()))?;
-    run.prefix = (prefix.prompt > 0).then_some(prefix);
-    Ok(())
+    });
+    let whole = run.intake.read(SCHEDULER, read).is_some();
+    run.prefix = (whole && prefix.prompt > 0).then_some(prefix);
 }
 
 struct Loader {
@@ -171,9 +204,35 @@ struct Loader {
     domains: Vec<String>,
     /// When the driver began to schedule, Unix seconds: nothing can have begun earlier.
     began_s: f64,
+    /// Steps and calls that do not say how long they took.
+    untimed: FileIntake,
 }
 
 impl Loader {
+    fn new(run: Run, zone: LogZone) -> Self {
+        Self {
+            run,
+            zone,
+            programs: HashMap::new(),
+            reasons: HashMap::new(),
+            domains: Vec::new(),
+            began_s: f64::NEG_INFINITY,
+            untimed: FileIntake::default(),
+        }
+    }
+
+    /// Forgets what the logs said, so that they can be read again.
+    fn restart(&mut self) {
+        let read = mem::take(&mut self.run);
+        let run = Run {
+            step_source: read.step_source,
+            series: read.series,
+            intake: read.intake,
+            ..Run::default()
+        };
+        *self = Self::new(run, self.zone.clone());
+    }
+
     fn event(&mut self, event: &Event<'_>) {
         match *event {
             Event::Loaded { domain, .. } => {
@@ -191,7 +250,10 @@ impl Loader {
                 self.run.concurrency = max_concurrency.and_then(|c| usize::try_from(c).ok());
             }
             Event::Started { at, domain, task } => {
-                self.started(&format!("{domain}:{task}"), at);
+                let index = self.started(&format!("{domain}:{task}"), at);
+                if let Some(program) = self.run.programs.get_mut(index as usize) {
+                    program.begin_known = true;
+                }
             }
             Event::Finished {
                 at, domain, task, ..
@@ -239,13 +301,21 @@ impl Loader {
             }
             return;
         }
-        let seconds = record.duration_ms().unwrap_or_default() / 1000.0;
-        let started_s = (ended_s - seconds).max(self.began_s);
+        let lasted_ms = record.duration_ms().filter(|lasted_ms| *lasted_ms >= 0.0);
+        let seconds = lasted_ms.map(|lasted_ms| lasted_ms / 1000.0);
+        let started_s = seconds.map(|seconds| (ended_s - seconds).max(self.began_s));
         self.touch(program, started_s, ended_s);
+        let Some(kind) = record.kind else {
+            return;
+        };
+        let Some((seconds, started_s)) = seconds.zip(started_s) else {
+            let line = format!("task={} {}", record.task, record.text);
+            self.untimed.bad(None, &line);
+            return;
+        };
         let step = record.step.unwrap_or_default();
-        let kind = match record.kind {
-            None => return,
-            Some(Kind::StepComplete) => {
+        let kind = match kind {
+            Kind::StepComplete => {
                 let (from, to) = record.edge().unwrap_or(("other", "other"));
                 self.run.steps.push(Step {
                     program,
@@ -260,11 +330,11 @@ impl Loader {
                 });
                 return;
             }
-            Some(Kind::LlmCall) => CallKind::LlmCall,
-            Some(Kind::ExpertCall) => CallKind::ExpertCall,
-            Some(Kind::ToolCall) => CallKind::ToolCall,
-            Some(Kind::UserSim) => CallKind::UserSim,
-            Some(Kind::Evaluator) => CallKind::Evaluator,
+            Kind::LlmCall => CallKind::LlmCall,
+            Kind::ExpertCall => CallKind::ExpertCall,
+            Kind::ToolCall => CallKind::ToolCall,
+            Kind::UserSim => CallKind::UserSim,
+            Kind::Evaluator => CallKind::Evaluator,
         };
         self.run.calls.push(Call {
             kind,
@@ -284,10 +354,13 @@ impl Loader {
     }
 
     /// Moves a program's ends apart, as long as it has not ended.
-    fn touch(&mut self, program: Option<u32>, from_s: f64, to_s: f64) {
+    fn touch(&mut self, program: Option<u32>, from_s: Option<f64>, to_s: f64) {
         let program = program.and_then(|index| self.run.programs.get_mut(index as usize));
         if let Some(program) = program {
-            program.started_s = program.started_s.min(from_s);
+            if let Some(from_s) = from_s {
+                program.started_s = program.started_s.min(from_s);
+                program.begin_known = true;
+            }
             if program.ending.is_none() {
                 program.last_s = program.last_s.max(to_s);
             }
@@ -326,7 +399,7 @@ impl Loader {
             kind: kind.to_owned(),
             started_s: at_s,
             last_s: at_s,
-            ending: None,
+            ..Program::default()
         });
         self.programs.insert(task.to_owned(), index);
         index
