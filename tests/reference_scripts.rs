@@ -347,3 +347,22 @@ fn a_table_that_is_missing_or_no_file_is_told_as_python_tells_it() {
         )
     );
 }
+
+#[test]
+fn a_negative_number_is_a_flags_value_as_it_is_to_the_scripts() {
+    let folder = fixtures();
+    let kv = "kv-after --cutoff -1 --kv-csv runs/tr32/kv_cache_timeseries.csv";
+    let output = reference(&folder, "UTC", kv);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("ValueError: time data '-1' does not match"),
+        "{said}"
+    );
+    let named = reference(&folder, "UTC", "breakdown --name -5 --run-dir runs/tr32");
+    let plain = reference(&folder, "UTC", "breakdown --name X --run-dir runs/tr32");
+    assert_eq!(named.status.code(), Some(0), "{}", text(&named.stderr));
+    let (named, plain) = (text(&named.stdout), text(&plain.stdout));
+    assert!(named.contains("-5"), "{named}");
+    assert_eq!(named.replacen("-5", "X", 1), plain);
+}

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use reference_support::PUBLISHED;
 
@@ -396,12 +396,14 @@ fn the_published_tables_come_out_of_runs_with_the_published_counts() {
     );
     for row in [
         "| Scenario |",
-        "| C=32     | 3.77 tasks/min | 3.55 tasks/min | 3.36 tasks/min | ThunderReact (+6.3 %, within noise)",
-        "| C=64     | 4.13 tasks/min | 2.50 tasks/min | 3.52 tasks/min | ThunderReact (+17 %)",
-        "| C=128    | 3.24 tasks/min | 2.41 tasks/min | 3.51 tasks/min | Baseline (+8 %)",
-        "| C=32     | 2.97 steps/s | 2.83 steps/s | 2.95 steps/s | ThunderReact (+0.7 %, within noise)",
-        "| C=64     | 3.37 steps/s | 1.89 steps/s | 2.82 steps/s | ThunderReact (+20 %)",
-        "| C=128    | 2.52 steps/s | 1.97 steps/s | 2.83 steps/s | Baseline (+12 %)",
+        "| C=32     |  3.77 tasks/min |  3.55 tasks/min | 3.36 tasks/min | no clear winner",
+        "| C=64     |  4.13 tasks/min |  2.50 tasks/min | 3.52 tasks/min | ThunderReact (+17 % over baseline)",
+        "| C=128    | 3.24 tasks/min† | 2.41 tasks/min† | 3.51 tasks/min | Baseline (+8 % over thunderreact)",
+        "| C=32     |  2.97 steps/s |  2.83 steps/s | 2.95 steps/s | no clear winner",
+        "| C=64     |  3.37 steps/s |  1.89 steps/s | 2.82 steps/s | ThunderReact (+20 % over baseline)",
+        "| C=128    | 2.52 steps/s† | 1.97 steps/s† | 2.83 steps/s | Baseline (+12 % over thunderreact)",
+        "* C=32: no clear winner (thunderreact leads continuum by 6.3 %, within noise)",
+        "* C=32: no clear winner (thunderreact leads baseline by 0.7 %, within noise)",
         "| tasks |      1 |   262 |    12 |",
         "| steps |    432 | 12658 |   330 |",
     ] {
@@ -416,7 +418,7 @@ fn the_published_tables_come_out_of_runs_with_the_published_counts() {
 | :---- | :------------- | :------------- | :-------------- | :----- |
 | C=32  | 3.77 tasks/min | 3.55 tasks/min | 3.36 tasks/min | TR |
 | C=64  | 4.13 tasks/min | 2.50 tasks/min | 3.52 tasks/min | TR |
-| C=128  | 3.24 tasks/min | 2.41 tasks/min | 3.51 tasks/min | Baseline |
+| C=128  | 3.24 tasks/min† | 2.41 tasks/min† | 3.51 tasks/min | Baseline |
 
 ### TABLE 2: Steps / second (active window)
 
@@ -424,7 +426,13 @@ fn the_published_tables_come_out_of_runs_with_the_published_counts() {
 | :---- | :----------- | :----------- | :------------ | :----- |
 | C=32  | 2.97 steps/s | 2.83 steps/s | 2.95 steps/s | TR |
 | C=64  | 3.37 steps/s | 1.89 steps/s | 2.82 steps/s | TR |
-| C=128  | 2.52 steps/s | 1.97 steps/s | 2.83 steps/s | Baseline |
+| C=128  | 2.52 steps/s† | 1.97 steps/s† | 2.83 steps/s | Baseline |
+
+* tasks/min: C=32: no clear winner (thunderreact leads continuum by 6.3 %, within noise)
+* tasks/min: † of incomplete runs, which cannot win
+
+* steps/s: C=32: no clear winner (thunderreact leads baseline by 0.7 %, within noise)
+* steps/s: † of incomplete runs, which cannot win
 ";
     assert!(said.contains(expected), "{said}");
 }
@@ -599,4 +607,99 @@ fn flags_are_checked_before_anything_is_read() {
             text(&output.stderr)
         );
     }
+}
+
+#[test]
+fn one_directory_under_two_names_is_refused() {
+    let plain = fixture("tr32").display().to_string();
+    let spelt = format!("{plain}/../tr32");
+    let label = format!("A={spelt}");
+    for flags in [&[plain.as_str(), &spelt][..], &[&plain, "--label", &label]] {
+        let output = report(flags);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        let expected = format!("{plain} and {spelt} are the same run directory");
+        assert!(said.contains(&expected), "{said}");
+    }
+}
+
+#[test]
+fn a_refusal_replaces_older_files_and_has_no_figures() {
+    let run = Broken::new();
+    fs::remove_file(run.dir().join("driver.log")).expect("a file");
+    let at = |name: &str| run.folder.path().join(name).display().to_string();
+    let (json, html, csv, out) = (at("r.json"), at("r.html"), at("csv"), at("out"));
+    fs::write(&json, "old").expect("a file");
+    let (code, said) = run.report(&[
+        "--json", &json, "--html", &html, "--csv", &csv, "--out", &out,
+    ]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(
+        said.contains(&format!("no tables are written to {csv}")),
+        "{said}"
+    );
+    assert!(!Path::new(&csv).exists());
+    let read = |path: &str| fs::read_to_string(path).expect(path);
+    let (json, html) = (read(&json), read(&html));
+    assert_eq!(json, read(&format!("{out}/report.json")));
+    let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(value["refused"], "1 of 1 runs cannot be trusted");
+    let finding = value["runs"][0]["findings"][0]["text"].as_str();
+    let finding = finding.expect("a finding");
+    assert!(finding.contains("driver.log is missing"), "{finding}");
+    for text in [&html, &read(&format!("{out}/report.md"))] {
+        assert!(text.contains(finding), "{text}");
+    }
+    for figure in ["tasks_per_min", "verdict", "\"window\""] {
+        assert!(!json.contains(figure), "{json}");
+    }
+    assert!(!html.contains("tasks/min"), "no figures on the page");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_one_line_and_a_closed_pipe_is_none() {
+    let runs = fixture("tr32").display().to_string();
+    let kv = fixture("tr32")
+        .join("kv_cache_timeseries.csv")
+        .display()
+        .to_string();
+    let commands = [
+        &["report", runs.as_str()][..],
+        &["reference", "breakdown", "--name", "X", "--run-dir", &runs],
+        &["reference", "kv-after", "--cutoff", "0", "--kv-csv", &kv],
+    ];
+    for command in commands {
+        let kvgate = |out: Stdio| {
+            let mut kvgate = Command::new(env!("CARGO_BIN_EXE_kvgate"));
+            kvgate
+                .args(command)
+                .env("TZ", "UTC")
+                .stdout(out)
+                .stderr(Stdio::piped());
+            let output = kvgate.output().expect("kvgate runs");
+            (output.status.code(), text(&output.stderr))
+        };
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let (code, said) = kvgate(full.expect("a full device").into());
+        assert_eq!(code, Some(1), "{said}");
+        assert!(
+            said.starts_with("kvgate: cannot write to standard output: "),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let (code, said) = kvgate(writer.into());
+        assert_eq!(said, "");
+        // kv-after says 2 where it finds samples.
+        assert_eq!(code, Some(if command[1] == "kv-after" { 2 } else { 0 }));
+    }
+}
+
+#[test]
+fn a_negative_threshold_is_told_its_range() {
+    let output = report(&[&fixture("tr32").display().to_string(), "--threshold", "-5"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("--threshold is a percentage"), "{said}");
 }

@@ -18,6 +18,7 @@ pub mod rundir;
 pub mod simulate;
 pub mod simulator;
 pub mod stats;
+pub mod stdout;
 pub mod tau2;
 pub mod trace;
 pub mod traces;

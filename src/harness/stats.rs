@@ -13,6 +13,8 @@ const RESAMPLES: u32 = 4_000;
 const SEED: u64 = 1;
 /// Share of the medians that lie in the interval, fraction 0–1.
 const CONFIDENCE: f64 = 0.95;
+/// With fewer values than this a bootstrap finds nothing but their range, which says little of the median.
+pub const ENOUGH_REPEATS: usize = 5;
 
 /// What is reported of a sample of durations or counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,12 +72,15 @@ pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Both ends of the 95 % confidence interval of the median, by the percentile bootstrap; `None` below 2 values.
-///
-/// With two or three values it is their whole range: few repeats prove little, and the interval says so.
+/// Both ends of the 95 % confidence interval of the median, by the percentile bootstrap; below [`ENOUGH_REPEATS`]
+/// values the least and the greatest; `None` below 2 values.
 pub fn median_interval(values: &[f64]) -> Option<(f64, f64)> {
     if values.len() < 2 {
         return None;
+    }
+    if values.len() < ENOUGH_REPEATS {
+        let least = values.iter().copied().reduce(f64::min)?;
+        return Some((least, values.iter().copied().reduce(f64::max)?));
     }
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let mut medians = Vec::new();
@@ -132,9 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn two_repeats_have_their_range_as_interval_and_many_a_narrower_one() {
+    fn few_repeats_have_their_range_as_interval_and_many_a_narrower_one() {
         assert_eq!(median_interval(&[1.0]), None);
         assert_eq!(median_interval(&[3.0, 1.0]), Some((1.0, 3.0)));
+        assert_eq!(median_interval(&[3.0, 2.0, 1.0, 9.0]), Some((1.0, 9.0)));
         let many: Vec<f64> = (0..101).map(f64::from).collect();
         let (low, high) = median_interval(&many).unwrap();
         assert!(

@@ -69,7 +69,7 @@ pub(super) fn comparison(page: &Page, policies: &Policies<'_>) -> Markup {
                 p { (legend(&policies.keys())) }
                 div.small { @for name in metric_names(page, workload) { (metric_bars(page, workload, name, policies)) } }
             }
-            p.note { "Bars reach to the median, thin lines over its confidence interval; ★ marks a clear winner. C: programs at once; n: runs." }
+            p.note { "Bars reach to the median, thin lines over the 95 % interval, of fewer than five runs over their range; ★ marks a clear winner. C: programs at once; n: runs." }
             div.tables {
                 @for group in &page.groups { (figures(group, policies)) }
                 @for extra in &page.tables { (table(extra)) }

@@ -67,7 +67,9 @@ fn group(group: &Group) -> page::Group {
         metric.wins.is_some() || figures.any(|figure| figure.known().is_some())
     };
     page::Group {
-        workload: group.workload.clone(),
+        workload: [std::slice::from_ref(&group.workload), &group.apart]
+            .concat()
+            .join(", "),
         concurrency: group.concurrency.unwrap_or_default() as u64,
         metrics: METRICS
             .iter()
@@ -105,24 +107,11 @@ fn page_metric(group: &Group, metric: &Metric) -> page::Metric {
 fn verdict(verdict: &compare::Verdict) -> page::Verdict {
     use compare::Verdict as From;
     match verdict {
-        From::Winner {
-            policy,
-            over,
-            lead_percent,
-            ..
-        } if verdict.is_noise() => page::Verdict::NoClearWinner {
-            why: format!("{policy} leads {over} by {lead_percent:.1} %, which is within noise"),
-        },
-        From::Winner {
-            policy,
-            over,
-            lead_percent,
-            ..
-        } => page::Verdict::Winner {
+        From::Winner { policy, .. } => page::Verdict::Winner {
             policy: policy.clone(),
-            lead: format!("{lead_percent:.0} % over {over}"),
+            lead: verdict.lead().unwrap_or_default(),
         },
-        From::NoClearWinner { why } | From::None { why } => {
+        From::NoClearWinner { why, .. } | From::None { why } => {
             page::Verdict::NoClearWinner { why: why.clone() }
         }
     }

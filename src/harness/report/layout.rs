@@ -1,7 +1,9 @@
 //! The comparison under the headings of the reference's script, for whoever compares it with old tables. Pure.
 //!
 //! Its layout: cells are not padded, window lengths in minutes, one appendix row per run. What the script did not
-//! know is added where its columns end: policies besides its three. Its winner is whoever has more; ours is the verdict, and `-` where there is none.
+//! know is added where its columns end: policies besides its three. Its winner is whoever has more. Ours is the
+//! verdict: `相当` where intervals overlap, `-` where there is none; a leader by less than the noise stands there too,
+//! and a line below the tables says that it is no clear winner.
 
 use std::fmt::Write as _;
 
@@ -24,6 +26,11 @@ pub fn tables(report: &Report) -> String {
         let _ = writeln!(text, "### {title}\n");
         table(&mut text, &report.groups, metric, width);
         text.push('\n');
+    }
+    for metric in METRICS.iter().take(titles.len()) {
+        let notes = view::scenario_notes(&report.groups, metric);
+        let named = notes.iter().map(|note| format!("{}: {note}", metric.unit));
+        super::text::listed(&mut text, &named.collect::<Vec<_>>());
     }
     text.push_str("### Appendix: raw window stats\n\n");
     text.push_str(
@@ -71,16 +78,21 @@ fn table(text: &mut String, groups: &[Group], metric: &Metric, width: usize) {
 
 fn rate(cell: Option<&Cell>, metric: &Metric) -> String {
     let figure = cell.and_then(|cell| cell.figures.get(metric.key));
+    let mark = cell.map_or("", view::mark);
     match figure.and_then(Figure::known) {
-        Some(estimate) => format!("{:.2} {}", estimate.median, metric.unit),
-        None => "-".to_owned(),
+        Some(estimate) => format!("{:.2} {}{mark}", estimate.median, metric.unit),
+        None => format!("-{mark}"),
     }
 }
 
 fn winner(verdict: &Verdict) -> &str {
     match verdict {
-        Verdict::Winner { policy, .. } => short(policy),
-        Verdict::NoClearWinner { .. } => "相当",
+        Verdict::Winner { policy, .. }
+        | Verdict::NoClearWinner {
+            leader: Some(policy),
+            ..
+        } => short(policy),
+        Verdict::NoClearWinner { leader: None, .. } => "相当",
         Verdict::None { .. } => "-",
     }
 }

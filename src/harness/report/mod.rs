@@ -21,15 +21,16 @@ pub mod text;
 pub mod view;
 pub mod zone;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use self::artifacts::Artifacts;
-use self::compare::{Entry, Group};
+use self::compare::{Entry, Group, Setup};
 use self::complete::{Finding, Severity};
 use self::detail::Detail;
 use self::load::Source;
@@ -37,6 +38,7 @@ use self::zone::LogZone;
 use super::measure::Measures;
 use super::run::Run;
 use super::rundir::RunDir;
+use super::stdout;
 use super::window::THRESHOLD_PERCENT;
 
 /// Exit status when a run cannot be trusted.
@@ -46,16 +48,16 @@ pub const INCOMPLETE: u8 = 3;
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = COMPLETENESS_HELP)]
 pub struct ReportArgs {
-    /// Run directories to compare, of kvgate or of the reference system; runs of one workload, concurrency and
-    /// policy are repeats
+    /// Run directories to compare, of kvgate or of the reference system; runs of one workload, concurrency, setup
+    /// (number of programs, KV capacity, cost preset, model: where known) and policy are repeats
     #[arg(required_unless_present = "label", value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
     /// A further run directory and what to call it; a name such as TR32, CT64 or BL128 also gives policy and
-    /// concurrency where the directory does not
+    /// concurrency where the directory does not, and any other is the name of a policy that nothing else names
     #[arg(long, value_name = "NAME=DIR")]
     pub label: Vec<String>,
     /// KV usage above which the active window counts, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = THRESHOLD_PERCENT)]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, default_value_t = THRESHOLD_PERCENT)]
     pub threshold: f64,
     /// Time zone of the reference system's logs, such as Asia/Shanghai or +08:00 [default: the offset of the KV
     /// samples]
@@ -89,8 +91,8 @@ pub struct ReportArgs {
 
 /// What `--help` says of exit statuses.
 const COMPLETENESS_HELP: &str = "\
-Exit status: 0 when every run is complete; 3 when one is not, with the reasons and no figures, unless \
---allow-incomplete is given; 1 when a directory cannot be read; 2 for wrong flags.
+Exit status: 0 when every run is complete; 3 when one is not, with the reasons and no figures (neither in the files \
+asked for; tables are not written), unless --allow-incomplete is given; 1 when a directory cannot be read, is given twice, or something cannot be written; 2 for wrong flags.
 
 Incomplete, and cannot win: a missing steps.jsonl, programs.jsonl or driver.log; a run that was killed or \
 interrupted; fewer results than tasks; log times in the wrong time zone; records dropped by the gate; more than 1 % \
@@ -120,7 +122,7 @@ pub struct Report {
     pub kvgate: &'static str,
     /// KV usage above which the active window counts, in percent.
     pub threshold_percent: f64,
-    /// One group per workload and concurrency, in that order.
+    /// One group per workload, concurrency and setup, in that order.
     pub groups: Vec<Group>,
     /// Every run, in the order given.
     pub runs: Vec<RunReport>,
@@ -154,21 +156,23 @@ pub struct RunReport {
 /// When a flag is wrong, a run directory cannot be read or a file cannot be written.
 pub fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let log_zone = args.log_tz.as_deref().map(LogZone::parse).transpose()?;
-    let runs = load::all(&sources(args)?, log_zone.as_ref())?;
+    let sources = sources(args)?;
+    let mut runs = load::all(&sources, log_zone.as_ref())?;
+    name_policies(&mut runs, &sources);
     let mut report = Report::of(&runs, args.threshold);
     let fatal = report.fatal();
     if fatal > 0 && !args.allow_incomplete {
-        complain(&report, fatal);
+        refuse(args, report, fatal)?;
         return Ok(ExitCode::from(INCOMPLETE));
     }
     if args.manifest || args.json.is_some() || args.html.is_some() || args.out.is_some() {
         report.read_artifacts()?;
     }
-    say(&text::whole(&report, args.lang));
-    if args.manifest {
-        say(&text::manifest(&report));
-    }
     write_files(args, &report, &runs)?;
+    say(&text::whole(&report, args.lang))?;
+    if args.manifest {
+        say(&text::manifest(&report))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -179,7 +183,39 @@ fn sources(args: &ReportArgs) -> anyhow::Result<Vec<Source>> {
     );
     let plain = args.dirs.iter().map(|dir| Ok(Source::at(dir)));
     let labelled = args.label.iter().map(|text| Source::labelled(text));
-    plain.chain(labelled).collect()
+    let sources: Vec<Source> = plain.chain(labelled).collect::<anyhow::Result<_>>()?;
+    refuse_twice(&sources)?;
+    Ok(sources)
+}
+
+/// A run that is given twice would count as a repeat of itself.
+fn refuse_twice(sources: &[Source]) -> anyhow::Result<()> {
+    let mut seen: Vec<(PathBuf, &Path)> = Vec::new();
+    for Source { dir, .. } in sources {
+        // What is not there is named when it is read.
+        let Ok(place) = dir.canonicalize() else {
+            continue;
+        };
+        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == place) {
+            bail!(
+                "{} and {} are the same run directory, and a run is no repeat of itself; give it once",
+                first.display(),
+                dir.display()
+            );
+        }
+        seen.push((place, dir));
+    }
+    Ok(())
+}
+
+/// Whoever labels a run whose policy nothing names says what it is.
+fn name_policies(runs: &mut [Run], sources: &[Source]) {
+    for (run, source) in runs.iter_mut().zip(sources) {
+        match &source.label {
+            Some(label) if run.policy == "unknown" => run.policy.clone_from(label),
+            _ => {}
+        }
+    }
 }
 
 fn write_files(args: &ReportArgs, report: &Report, runs: &[Run]) -> anyhow::Result<()> {
@@ -187,9 +223,7 @@ fn write_files(args: &ReportArgs, report: &Report, runs: &[Run]) -> anyhow::Resu
         report.write(RunDir::create(out)?.path())?;
     }
     if let Some(path) = &args.json {
-        let mut text = serde_json::to_string_pretty(report)?;
-        text.push('\n');
-        write(path, &text)?;
+        write_json(path, report)?;
     }
     if let Some(path) = &args.html {
         write(path, &html::page(report, runs))?;
@@ -207,19 +241,86 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-#[expect(clippy::print_stdout, reason = "the command's result")]
-fn say(text: &str) {
-    print!("{text}");
+fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write(path, &text)
 }
 
-#[expect(clippy::print_stderr, reason = "why there is no result")]
-fn complain(report: &Report, fatal: usize) {
-    eprintln!(
-        "{}kvgate: {fatal} of {} runs cannot be trusted; mend them, or see the figures below their findings with \
-         --allow-incomplete",
-        text::completeness(report),
-        report.runs.len()
-    );
+fn say(text: &str) -> anyhow::Result<()> {
+    stdout::say(text).context("cannot write to standard output")
+}
+
+/// Says why there are no figures, on standard error and in every file that can say it: an older one would speak of
+/// other runs.
+fn refuse(args: &ReportArgs, mut report: Report, fatal: usize) -> anyhow::Result<()> {
+    let refused = format!("{fatal} of {} runs cannot be trusted", report.runs.len());
+    let reasons = text::completeness(&report);
+    complain(&format!(
+        "{reasons}kvgate: {refused}; mend them, or see the figures below their findings with --allow-incomplete"
+    ));
+    let refusal = Refusal::of(&report, &refused);
+    if let Some(out) = &args.out {
+        let out = RunDir::create(out)?;
+        write(
+            &out.path().join("report.md"),
+            &format!("{reasons}{refused}\n"),
+        )?;
+        out.write_json("report.json", &refusal)?;
+    }
+    if let Some(path) = &args.json {
+        write_json(path, &refusal)?;
+    }
+    if let Some(path) = &args.html {
+        report.groups.clear();
+        write(path, &html::page(&report, &[]))?;
+    }
+    for dir in args.csv.iter().chain(&args.parquet) {
+        complain(&format!(
+            "kvgate: no tables are written to {}",
+            dir.display()
+        ));
+    }
+    Ok(())
+}
+
+/// What is written instead of a [`Report`] when a run cannot be trusted: no figures and no verdict.
+#[derive(Debug, Serialize)]
+struct Refusal<'a> {
+    kvgate: &'static str,
+    threshold_percent: f64,
+    refused: &'a str,
+    runs: Vec<RefusedRun<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct RefusedRun<'a> {
+    label: &'a str,
+    dir: &'a Path,
+    complete: bool,
+    findings: &'a [Finding],
+}
+
+impl<'a> Refusal<'a> {
+    fn of(report: &'a Report, refused: &'a str) -> Self {
+        let run = |run: &'a RunReport| RefusedRun {
+            label: &run.label,
+            dir: &run.dir,
+            complete: run.complete,
+            findings: &run.findings,
+        };
+        Self {
+            kvgate: report.kvgate,
+            threshold_percent: report.threshold_percent,
+            refused,
+            runs: report.runs.iter().map(run).collect(),
+        }
+    }
+}
+
+/// Writes a line to standard error; where that is closed, the exit status tells.
+fn complain(line: &str) {
+    let _closed = writeln!(std::io::stderr(), "{line}");
 }
 
 impl Report {
@@ -296,6 +397,7 @@ impl RunReport {
         Entry {
             label: self.label.clone(),
             incomplete: first(Severity::Incomplete),
+            setup: Setup::of(run),
             no_window: doubt.map(|why| format!("a doubtful window: {why}")),
             measures: self.measures.clone(),
             by_threshold: compare::by_threshold(run, &self.measures),

@@ -32,8 +32,9 @@ pub fn whole(report: &Report, language: Language) -> String {
     match language {
         Language::Zh => text.push_str(&layout::tables(report)),
         Language::En => {
-            for table in view::scenarios(&report.groups) {
+            for (table, notes) in view::scenarios(&report.groups) {
                 titled(&mut text, "##", &table);
+                listed(&mut text, &notes);
             }
         }
     }
@@ -127,6 +128,16 @@ fn titled(text: &mut String, level: &str, table: &Table) {
     }
     text.push_str(&markdown(table));
     text.push('\n');
+}
+
+/// One line each, and an empty one behind them.
+pub fn listed(text: &mut String, notes: &[String]) {
+    for note in notes {
+        let _ = writeln!(text, "* {note}");
+    }
+    if !notes.is_empty() {
+        text.push('\n');
+    }
 }
 
 fn markdown(table: &Table) -> String {

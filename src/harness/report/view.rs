@@ -14,7 +14,7 @@ pub const LEGEND: [&str; 4] = [
     "tasks/min* and steps/s*: in the active window, from the first to the last sample of KV usage above the threshold, whatever lies between. steady: from the end of the first fifth of the steps to the end of the fourth. whole: over the makespan, from the first request to the end of the last program.",
     "A step of a kvgate run is one LLM call; of the reference system one transition between roles, about four times as many. hit rate: cached prompt tokens / prompt tokens of served steps. Latencies count from arrival at the gate, hold included; percentiles are interpolated linearly.",
     "errors: requests not served + programs given up; neither counts towards rates.",
-    "With repeats of a cell the figures are medians, with 95 % bootstrap intervals, and intervals that overlap have no winner. With one run a cell a lead below 7 % is within what a repeat changes, and a larger one proves little.",
+    "With repeats of a cell the figures are medians: in brackets the range of up to four runs, the 95 % bootstrap interval of five and more; where these overlap there is no clear winner. With fewer than five runs a cell neither is there one with a lead below 7 %, which is within what a repeat changes, and a larger lead proves little. Incomplete repeats are left out where others are complete.",
 ];
 
 /// A policy as people write it.
@@ -67,11 +67,17 @@ fn table(title: &str, columns: Vec<Column>, rows: Result<Vec<Vec<String>>, Strin
     }
 }
 
-/// Every scenario by policy, one table per headline rate: `Scenario | ThunderReact | ... | Winner`.
-pub fn scenarios(groups: &[Group]) -> Vec<Table> {
+/// Every scenario by policy, one table per headline rate, `Scenario | ThunderReact | ... | Winner`, and what stands
+/// below it.
+pub fn scenarios(groups: &[Group]) -> Vec<(Table, Vec<String>)> {
     let several = groups.iter().any(|group| group.cells.len() > 1);
     let headline = METRICS.iter().take(2);
-    let named = |(metric, what): (&'static Metric, &str)| scenario_table(groups, metric, what);
+    let named = |(metric, what): (&'static Metric, &str)| {
+        (
+            scenario_table(groups, metric, what),
+            scenario_notes(groups, metric),
+        )
+    };
     let what = [
         "Tasks done / minute (active window)",
         "Steps / second (active window)",
@@ -106,15 +112,8 @@ fn scenario_table(groups: &[Group], metric: &Metric, title: &str) -> Table {
             .map(|policy| column(proper_name(policy), true)),
     );
     columns.push(column("Winner", false));
-    let several = groups
-        .windows(2)
-        .any(|pair| pair[0].workload != pair[1].workload);
     let row = |group: &Group| {
-        let name = if several {
-            group.heading()
-        } else {
-            group.scenario()
-        };
+        let name = scenario_name(groups, group);
         let cell = |policy: &&str| {
             let cell = group.cells.iter().find(|cell| cell.policy == *policy);
             cell.map_or_else(|| "-".to_owned(), |cell| with_unit(cell, metric))
@@ -129,17 +128,49 @@ fn scenario_table(groups: &[Group], metric: &Metric, title: &str) -> Table {
     table(title, columns, Ok(groups.iter().map(row).collect()))
 }
 
+fn scenario_name(groups: &[Group], group: &Group) -> String {
+    if groups.iter().any(|other| other.workload != group.workload) {
+        group.heading()
+    } else {
+        group.scenario()
+    }
+}
+
+/// Why scenarios have no winner by this figure, and what a mark at a figure means.
+pub fn scenario_notes(groups: &[Group], metric: &Metric) -> Vec<String> {
+    let undecided = groups.iter().filter_map(|group| {
+        let verdict = group.verdicts.get(metric.key)?;
+        let name = scenario_name(groups, group);
+        (verdict.lead().is_none()).then(|| format!("{name}: {verdict}"))
+    });
+    let mut notes: Vec<String> = undecided.collect();
+    let mut cells = groups.iter().flat_map(|group| &group.cells);
+    if cells.any(|cell| !mark(cell).is_empty()) {
+        notes.push(format!("{INCOMPLETE} of incomplete runs, which cannot win"));
+    }
+    notes
+}
+
+/// Stands behind a figure of incomplete runs.
+const INCOMPLETE: &str = "†";
+
+/// [`INCOMPLETE`] for a cell whose figures are of incomplete runs.
+pub const fn mark(cell: &Cell) -> &'static str {
+    if cell.is_incomplete() { INCOMPLETE } else { "" }
+}
+
 fn with_unit(cell: &Cell, metric: &Metric) -> String {
     match known(cell, metric) {
-        Some(_) => format!("{} {}", figure(cell, metric), metric.unit),
-        None => "-".to_owned(),
+        Some(_) => format!("{} {}{}", figure(cell, metric), metric.unit, mark(cell)),
+        None => format!("-{}", mark(cell)),
     }
 }
 
 fn winner(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Winner { policy, .. } => {
-            verdict.to_string().replacen(policy, proper_name(policy), 1)
+            let lead = verdict.lead().unwrap_or_default();
+            format!("{} ({lead})", proper_name(policy))
         }
         Verdict::NoClearWinner { .. } => "no clear winner".to_owned(),
         Verdict::None { .. } => "-".to_owned(),
@@ -150,17 +181,22 @@ fn known<'a>(cell: &'a Cell, metric: &Metric) -> Option<&'a Estimate> {
     cell.figures.get(metric.key).and_then(Figure::known)
 }
 
-/// A figure's cell: its median, and where it decides, its interval.
+/// A figure's cell: its median, where it decides its interval, and how many runs have it where some have not.
 fn figure(cell: &Cell, metric: &Metric) -> String {
     let Some(estimate) = known(cell, metric) else {
         return "-".to_owned();
     };
     let decimals = metric.decimals;
     let median = format!("{:.decimals$}", estimate.median);
-    match estimate.interval.filter(|_| metric.wins.is_some()) {
-        Some((low, high)) => format!("{median} [{low:.decimals$}, {high:.decimals$}]"),
-        None => median,
-    }
+    let interval = match estimate.interval.filter(|_| metric.wins.is_some()) {
+        Some((low, high)) => format!(" [{low:.decimals$}, {high:.decimals$}]"),
+        None => String::new(),
+    };
+    let of = match estimate.runs {
+        runs if runs == cell.counted => String::new(),
+        runs => format!(" ({runs} of {} runs)", cell.counted),
+    };
+    format!("{median}{interval}{of}")
 }
 
 /// The figures of a group, one row per policy: rates, then latencies.
@@ -187,7 +223,7 @@ fn group_table(group: &Group, place: Place) -> Table {
     let row = |cell: &Cell| {
         let mut cells = vec![marked(cell)];
         if group.has_repeats() {
-            cells.push(cell.runs.len().to_string());
+            cells.push(cell.counted.to_string());
         }
         cells.extend(metrics.iter().map(|metric| metric_cell(cell, metric)));
         if place == Place::Rates {
@@ -207,7 +243,7 @@ fn marked(cell: &Cell) -> String {
     match (cell.incomplete.len(), cell.runs.len()) {
         (0, _) => cell.policy.clone(),
         (bad, all) if bad == all => format!("{} (incomplete)", cell.policy),
-        (bad, _) => format!("{} ({bad} incomplete)", cell.policy),
+        (bad, _) => format!("{} ({bad} incomplete, left out)", cell.policy),
     }
 }
 

@@ -30,6 +30,8 @@ impl Builder {
             run.expected = Some(manifest.programs);
             let engine = manifest.engine.as_ref();
             run.kv = engine.map(|engine| (engine.kv_blocks, engine.block_size));
+            run.cost = engine.map(|engine| engine.cost.clone());
+            run.model = Some(manifest.model.clone()).filter(|model| !model.is_empty());
         }
         Self {
             run,

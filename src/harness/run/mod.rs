@@ -30,6 +30,10 @@ pub struct Run {
     pub concurrency: Option<usize>,
     /// KV blocks and tokens per block of the engine, where recorded.
     pub kv: Option<(u32, u32)>,
+    /// Cost preset of the engine, where recorded.
+    pub cost: Option<String>,
+    /// The model asked for, where recorded.
+    pub model: Option<String>,
     /// Programs that should have been played, where recorded.
     pub expected: Option<usize>,
     /// Every program that was seen, in the order of its first record.

@@ -30,7 +30,7 @@ pub struct BottleneckArgs {
     #[arg(long, value_name = "PERCENT", value_parser = float_flag, allow_negative_numbers = true, default_value_t = THRESHOLD_PERCENT, overrides_with = "threshold")]
     pub threshold: f64,
     /// A run: what to call it and its directory; may be given several times
-    #[arg(long, value_name = "NAME=DIR")]
+    #[arg(long, value_name = "NAME=DIR", allow_negative_numbers = true)]
     pub run: Vec<String>,
 }
 

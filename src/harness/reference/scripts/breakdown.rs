@@ -18,10 +18,10 @@ pub struct BreakdownArgs {
     #[arg(long, value_name = "PERCENT", value_parser = float_flag, allow_negative_numbers = true, default_value_t = THRESHOLD_PERCENT)]
     pub threshold: f64,
     /// What to call the run, such as TR32
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub name: String,
     /// Directory of the run
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub run_dir: PathBuf,
 }
 

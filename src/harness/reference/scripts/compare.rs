@@ -24,13 +24,13 @@ pub struct CompareArgs {
     #[command(flatten)]
     pub six: Compare6Args,
     /// Baseline, 32 tasks in flight
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub bl32: PathBuf,
     /// Baseline, 64
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub bl64: PathBuf,
     /// Baseline, 128
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub bl128: PathBuf,
     /// How the tables are laid out
     #[arg(long, value_enum, default_value_t = Layout::Script)]
@@ -45,22 +45,22 @@ pub struct Compare6Args {
     #[arg(long, value_name = "PERCENT", value_parser = float_flag, allow_negative_numbers = true, default_value_t = THRESHOLD_PERCENT)]
     pub threshold: f64,
     /// ThunderReact, 32 tasks in flight
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub tr32: PathBuf,
     /// ThunderReact, 64
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub tr64: PathBuf,
     /// ThunderReact, 128
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub tr128: PathBuf,
     /// Continuum, 32
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub ct32: PathBuf,
     /// Continuum, 64
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub ct64: PathBuf,
     /// Continuum, 128
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub ct128: PathBuf,
 }
 

@@ -17,10 +17,10 @@ const ABOVE: u8 = 2;
 #[command(infer_long_args = true, args_override_self = true)]
 pub struct KvAfterArgs {
     /// The samples, `kv_cache_timeseries.csv` of a run
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_negative_numbers = true)]
     pub kv_csv: PathBuf,
     /// Unix seconds, or "YYYY-MM-DD HH:MM:SS" in the zone TZ
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     pub cutoff: String,
     /// KV usage to look for, in percent
     #[arg(long, value_name = "PERCENT", value_parser = float_flag, allow_negative_numbers = true, default_value_t = THRESHOLD_PERCENT)]

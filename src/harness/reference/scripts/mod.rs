@@ -36,6 +36,7 @@ use super::files::{self, KvError};
 use super::kv::Row;
 use super::local_time::Zone;
 use super::python;
+use crate::harness::stdout;
 use crate::harness::window::{KvSample, Window};
 
 /// `kvgate reference`.
@@ -111,11 +112,13 @@ impl Raised {
 /// Runs `kvgate reference` and prints what the script printed.
 pub fn run(args: &ReferenceArgs) -> ExitCode {
     let printed = printed(args, &Zone::of_process());
-    let mut out = io::stdout().lock();
-    // A closed pipe is the reader's choice.
-    let _closed = out
-        .write_all(printed.stdout.as_bytes())
-        .and_then(|()| out.flush());
+    if let Err(error) = stdout::say(&printed.stdout) {
+        let _closed = writeln!(
+            io::stderr(),
+            "kvgate: cannot write to standard output: {error}"
+        );
+        return ExitCode::FAILURE;
+    }
     if !printed.stderr.is_empty() {
         let _closed = writeln!(io::stderr(), "{}", printed.stderr);
     }

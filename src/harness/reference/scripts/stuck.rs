@@ -19,7 +19,7 @@ const AROUND: usize = 10;
 #[command(infer_long_args = true, args_override_self = true)]
 pub struct StuckArgs {
     /// Directory of the run
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", allow_negative_numbers = true)]
     pub run_dir: PathBuf,
     /// How many tasks the run had
     #[arg(long, value_name = "TASKS", value_parser = int_flag, allow_negative_numbers = true, default_value_t = 278)]
