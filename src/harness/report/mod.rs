@@ -96,7 +96,8 @@ asked for; tables are not written), unless --allow-incomplete is given; 1 when a
 
 Incomplete, and cannot win: a missing steps.jsonl, programs.jsonl or driver.log; a run that was killed or \
 interrupted; fewer results than tasks; log times in the wrong time zone; records dropped by the gate; more than 1 % \
-of a file's lines unreadable.
+of a file's lines unreadable; a profile log shorter than driver.log; a driver.log of something else; no step where \
+programs finished; a manifest or result file cut short.
 
 Without an active window, and no winner by it: a missing kv_cache_timeseries.csv; samples that do not cover the run \
 (more than 60 s and 2 % at an end, or a hole of more than 60 s and 10 %); more than 10 % NaN samples; no sample, or a \

@@ -154,7 +154,7 @@ pub fn scenario_notes(groups: &[Group], metric: &Metric) -> Vec<String> {
 /// Stands behind a figure of incomplete runs.
 const INCOMPLETE: &str = "†";
 
-/// [`INCOMPLETE`] for a cell whose figures are of incomplete runs.
+/// `†` for a cell whose figures are of incomplete runs.
 pub const fn mark(cell: &Cell) -> &'static str {
     if cell.is_incomplete() { INCOMPLETE } else { "" }
 }
