@@ -757,7 +757,8 @@ fn a_forbidden_word_is_found_in_code_and_in_comments() {
         let found = forbidden_words(&[Source::new("README.md", &text)]);
         assert!(!found.is_empty(), "{start}{end}");
     }
-    let innocent = Source::new("README.md", "for nowadays, methods and the root/path");
+    let text = format!("for n{}, methods and the root/path", "owadays");
+    let innocent = Source::new("README.md", &text);
     assert!(forbidden_words(&[innocent]).is_empty());
 }
 
