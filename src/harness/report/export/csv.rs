@@ -1,34 +1,17 @@
 //! Tables as CSV (RFC 4180): a null is an empty cell, times have as many digits as tell them apart.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::{Batch, Column, Sink};
+use super::{Batch, Column, Folder, Sink};
 
-/// One open file per table.
-#[derive(Debug)]
-pub struct Files {
-    dir: PathBuf,
-    open: BTreeMap<&'static str, BufWriter<File>>,
-}
+/// A text file per table.
+pub type Files = Folder<BufWriter<File>>;
 
 impl Files {
-    /// Files in `dir`, which is made.
-    ///
-    /// # Errors
-    /// When it cannot be made; the message names it.
-    pub fn create(dir: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            open: BTreeMap::new(),
-        })
-    }
-
     fn path(&self, table: &str) -> PathBuf {
         self.dir.join(format!("{table}.csv"))
     }
@@ -114,7 +97,7 @@ mod tests {
         files.write(&batch).unwrap();
         files.write(&batch).unwrap();
         files.finish().unwrap();
-        let text = fs::read_to_string(dir.path().join("t.csv")).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("t.csv")).unwrap();
         assert_eq!(
             text,
             "a,b\n\"x,\"\"y\"\"\",1.5\n,NaN\n\"x,\"\"y\"\"\",1.5\n,NaN\n"

@@ -15,7 +15,11 @@ pub mod csv;
 pub mod parquet;
 pub mod rows;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 
 use super::Report;
 use crate::harness::run::Run;
@@ -59,6 +63,27 @@ impl Column {
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// A folder with one open file per table.
+#[derive(Debug)]
+pub struct Folder<W> {
+    dir: PathBuf,
+    open: BTreeMap<&'static str, W>,
+}
+
+impl<W> Folder<W> {
+    /// Files in `dir`, which is made.
+    ///
+    /// # Errors
+    /// When it cannot be made; the message names it.
+    pub fn create(dir: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            open: BTreeMap::new(),
+        })
     }
 }
 

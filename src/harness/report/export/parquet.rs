@@ -2,9 +2,7 @@
 //!
 //! Plain and dictionary encodings without compression, which every reader knows; one row group per batch.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -16,28 +14,10 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::{Type, TypePtr};
 
-use super::{Batch, Column, Sink};
+use super::{Batch, Column, Folder, Sink};
 
-/// One open file per table.
-#[expect(missing_debug_implementations, reason = "the writers have none")]
-pub struct Files {
-    dir: PathBuf,
-    open: BTreeMap<&'static str, SerializedFileWriter<File>>,
-}
-
-impl Files {
-    /// Files in `dir`, which is made.
-    ///
-    /// # Errors
-    /// When it cannot be made; the message names it.
-    pub fn create(dir: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            open: BTreeMap::new(),
-        })
-    }
-}
+/// A Parquet file per table.
+pub type Files = Folder<SerializedFileWriter<File>>;
 
 impl Sink for Files {
     fn write(&mut self, batch: &Batch) -> anyhow::Result<()> {
