@@ -6,6 +6,7 @@
 pub mod calibrate;
 pub mod cost_file;
 pub mod engine;
+pub mod experiment;
 pub mod journal;
 pub mod measure;
 pub mod page;

@@ -1,0 +1,1 @@
+//! One cell: engine, gate and workload from start to report.

@@ -1,0 +1,1 @@
+//! Policies × concurrencies × repeats: their order, and what is left of them.

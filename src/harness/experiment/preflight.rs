@@ -1,0 +1,1 @@
+//! Whether an experiment can be done, asked before anything starts: every problem at once.

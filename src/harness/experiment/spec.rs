@@ -1,0 +1,1 @@
+//! What was asked for: flags and `experiment.toml` as one.

@@ -1,0 +1,1 @@
+//! What another process may know of an experiment: who plays it, how far it is, how to stop it.
