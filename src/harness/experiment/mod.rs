@@ -14,3 +14,4 @@ pub mod preflight;
 pub mod spec;
 pub mod state;
 pub mod watchdog;
+pub mod workload;
