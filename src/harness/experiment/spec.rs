@@ -247,3 +247,70 @@ fn overlay(lower: &mut toml::Table, upper: toml::Table) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("mine.toml");
+        std::fs::write(&file, text).unwrap();
+        (temp, file)
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_sum_reads_back() {
+        let (_temp, file) = file(
+            "policy = [\"baseline\"]\nconcurrency = [8]\n[workload]\nworkload = \"replay\"\ntasks = 5\n\
+             [gate]\nprogram_idle = 60.0\n[gate.continuum]\nttl_s = 2.0\n",
+        );
+        let mut flags = Options {
+            policy: vec!["continuum".to_owned()],
+            ..Options::default()
+        };
+        flags.workload.tasks = Some(7);
+
+        let sum = flags.over(Some(&file)).unwrap();
+
+        assert_eq!(sum.policies(), ["continuum"]);
+        assert_eq!((sum.rows(), sum.workload.tasks), (vec![8], Some(7)));
+        assert_eq!(sum.gate["program_idle"].as_float(), Some(60.0));
+        let again: Options = toml::from_str(&sum.to_toml().unwrap()).unwrap();
+        assert_eq!(again.to_toml().unwrap(), sum.to_toml().unwrap());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let (_temp, file) = file("policy = [\"baseline\"]\n[workload]\ntask = 5\n");
+        let error = Options::default().over(Some(&file)).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("mine.toml") && text.contains("line 3") && text.contains("task"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let options = Options {
+            policy: vec!["magic".to_owned(), "magic".to_owned()],
+            concurrency: vec![0],
+            repeats: Some(0),
+            listen: Some("here".to_owned()),
+            gate: toml::toml! { backend = "x" },
+            ..Options::default()
+        };
+        let problems = options.problems().join("\n");
+        for part in [
+            "thunderreact",
+            "--concurrency",
+            "--repeats",
+            "--listen here",
+            "[gate] backend",
+            "one twice",
+        ] {
+            assert!(problems.contains(part), "{part}: {problems}");
+        }
+    }
+}
