@@ -24,10 +24,10 @@ pub enum Sign {
         /// Its name.
         program: String,
     },
-    /// A program went on: a step was served.
+    /// A step was served.
     Step {
-        /// Its name.
-        program: String,
+        /// The program that went on; `None` for a request without identity.
+        program: Option<String>,
     },
     /// A request of a program was refused because it no longer fits the model's context.
     Overflow {
@@ -184,10 +184,12 @@ impl Watchdog {
                 self.cell.broken(at_s);
             }
             Sign::Step { program } => {
-                let program = self.program(at_s, program);
-                program.silence.broken(at_s);
-                // One that goes on has found a way.
-                program.overflows = 0;
+                if let Some(program) = program {
+                    let program = self.program(at_s, program);
+                    program.silence.broken(at_s);
+                    // One that goes on has found a way.
+                    program.overflows = 0;
+                }
                 self.cell.broken(at_s);
             }
             Sign::Overflow { program } => {
