@@ -37,7 +37,7 @@ const TASKS: [(&str, usize); 3] = [("retail", 114), ("telecom", 114), ("airline"
 /// Lines of a failed command's output that are shown.
 const SHOWN_LINES: usize = 8;
 /// Set for every Python process of tau2: no look-ups outside, and nothing held back in a buffer.
-pub(super) const VARIABLES: [(&str, &str); 5] = [
+pub(in crate::harness) const VARIABLES: [(&str, &str); 5] = [
     ("LITELLM_LOCAL_MODEL_COST_MAP", "True"),
     ("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True"),
     ("HF_HUB_OFFLINE", "1"),
