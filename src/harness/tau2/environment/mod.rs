@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::Catalogue;
+use crate::harness::child::last_lines;
 
 /// The packages, each with its version and the hashes of its files.
 const PINS: &str = include_str!("../python/requirements.txt");
@@ -34,8 +35,6 @@ const PYTHONS: [&str; 6] = [
 const NEW_ENOUGH: &str = "import sys; sys.exit(sys.version_info < (3, 10))";
 /// Tasks of each domain in the benchmark's base split.
 const TASKS: [(&str, usize); 3] = [("retail", 114), ("telecom", 114), ("airline", 50)];
-/// Lines of a failed command's output that are shown.
-const SHOWN_LINES: usize = 8;
 /// Set for every Python process of tau2: no look-ups outside, and nothing held back in a buffer.
 pub(super) const VARIABLES: [(&str, &str); 5] = [
     ("LITELLM_LOCAL_MODEL_COST_MAP", "True"),
@@ -372,16 +371,6 @@ fn remedy(output: &str) -> &'static str {
         .into_iter()
         .find(|(words, _)| words.iter().any(|word| output.contains(word)))
         .map_or("see the output", |(_, remedy)| remedy)
-}
-
-/// The last lines of an output, for a message.
-pub(super) fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    let first = lines.len().saturating_sub(SHOWN_LINES);
-    lines.get(first..).unwrap_or_default().join("\n")
 }
 
 #[cfg(test)]
