@@ -4,6 +4,7 @@
 //! measured is what is shipped.
 
 pub mod calibrate;
+pub mod child;
 pub mod cost_file;
 pub mod engine;
 pub mod experiment;
