@@ -5,6 +5,7 @@
 
 pub mod calibrate;
 pub mod cost_file;
+pub mod digest;
 pub mod engine;
 pub mod experiment;
 pub mod journal;
