@@ -6,6 +6,7 @@
 pub mod calibrate;
 pub mod child;
 pub mod cost_file;
+pub mod digest;
 pub mod engine;
 pub mod experiment;
 pub mod group;
