@@ -17,6 +17,7 @@ pub mod matrix;
 pub mod oss;
 pub mod preflight;
 pub mod process;
+pub mod results;
 pub mod spec;
 pub mod state;
 pub mod watch;
