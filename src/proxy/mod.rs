@@ -24,6 +24,7 @@ pub mod pool;
 pub mod programs;
 pub mod request;
 pub mod router;
+pub mod routes;
 pub mod sampler;
 pub mod scan;
 pub mod sequencer;
