@@ -640,6 +640,28 @@ mod tests {
     }
 
     #[test]
+    fn routes_are_printed_as_they_are_written_and_a_key_by_its_variable() {
+        let file = "[routes.\"gpt-5\"]\nurls = [\"https://api.openai.com/v1\"]\nrole = \"user\"\n\
+                    [routes.\"gpt-4*\"]\nstand_in = { preset = \"judge\", seed = 2 }";
+        let typed = ServeOptions {
+            route: vec!["x=scheduled:served".to_owned()],
+            ..backend()
+        };
+        let printed = load(&typed, file).unwrap().print().unwrap();
+        let again = load(&ServeOptions::default(), &printed).unwrap();
+        assert_eq!(again.print().unwrap(), printed);
+        let routes = again.check().unwrap().routes;
+        let patterns: Vec<_> = routes.iter().map(|route| route.pattern.as_str()).collect();
+        assert_eq!(patterns, ["gpt-4*", "gpt-5", "x"]);
+        let wrong = load(&backend(), "[routes.\"gpt-5\"]\nurl = 1").unwrap_err();
+        let wrong = wrong.to_string();
+        assert!(
+            wrong.contains("kvgate.toml: routes.\"gpt-5\": unknown field `url`"),
+            "{wrong}"
+        );
+    }
+
+    #[test]
     fn a_wrong_value_is_one_line_that_names_the_key() {
         for (file, words) in [
             ("max_bodyy = 1", "max_bodyy"),

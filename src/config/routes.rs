@@ -211,12 +211,12 @@ impl Entry {
 }
 
 fn stand_in(value: &toml::Value) -> Result<(StandIn, Role), String> {
-    let drawn = match value {
-        toml::Value::String(name) => Drawn {
-            preset: Some(name.clone()),
+    let drawn = match value.as_str() {
+        Some(name) => Drawn {
+            preset: Some(name.to_owned()),
             ..Drawn::default()
         },
-        table => table
+        None => value
             .clone()
             .try_into()
             .map_err(|error: toml::de::Error| format!("stand_in: {}", error.message()))?,
@@ -255,8 +255,12 @@ mod tests {
         }
     }
 
+    fn parsed(file: &str) -> toml::Table {
+        toml::from_str(file).unwrap()
+    }
+
     fn load(file: &str, typed: &[&str]) -> Result<Vec<RouteConfig>, ConfigError> {
-        let mut file: toml::Table = toml::from_str(file).unwrap();
+        let mut file = parsed(file);
         let typed: Vec<String> = typed.iter().map(|&text| text.to_owned()).collect();
         let table = merge(file.remove("routes"), &typed)?;
         check(&table, &environment)

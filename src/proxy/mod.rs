@@ -30,6 +30,7 @@ pub mod scan;
 pub mod sequencer;
 pub mod server;
 pub mod state;
+pub mod upstream;
 pub mod verdict;
 
 pub use config::Config;
