@@ -66,6 +66,14 @@ pub(super) fn merge(file: Option<toml::Value>, typed: &[String]) -> Result<Table
         }
     };
     for (model, value) in written {
+        if let Some(rest) = nested(&value) {
+            return Err(wrong(
+                &model,
+                format!(
+                    "there is a table {rest:?} in it; write a name with dots in quotes: [routes.\"{model}.{rest}\"]"
+                ),
+            ));
+        }
         let entry = value
             .try_into()
             .map_err(|error: toml::de::Error| wrong(&model, error.message().replace('\n', " ")))?;
@@ -85,6 +93,15 @@ pub(super) fn merge(file: Option<toml::Value>, typed: &[String]) -> Result<Table
     }
     table.extend(flags);
     Ok(table)
+}
+
+/// The rest of a name with dots that was written without quotes.
+fn nested(value: &toml::Value) -> Option<&str> {
+    let mut tables = value
+        .as_table()?
+        .iter()
+        .filter(|(key, value)| key.as_str() != "stand_in" && value.is_table());
+    tables.next().map(|(key, _)| key.as_str())
 }
 
 /// The checked routes, by the alphabet.
@@ -383,6 +400,12 @@ mod tests {
             let error = load("", &[typed]).unwrap_err().to_string();
             assert!(error.contains(words), "{typed}: {error}");
         }
+        let error = load("[routes.gpt-4.1-mini]\nstand_in = \"user\"", &[]);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("in quotes: [routes.\"gpt-4.1-mini\"]"),
+            "{error}"
+        );
         let error = load("routes = 5", &[]).unwrap_err().to_string();
         assert!(error.contains("[routes.\"MODEL\"]"), "{error}");
     }

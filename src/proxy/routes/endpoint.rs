@@ -56,6 +56,8 @@ async fn send(
         let number = seat.endpoint;
         let endpoint = &servers.endpoints[number];
         call.sent(endpoint.url.to_string(), seat);
+        // Backends' pools are looked after by their probes, of which an endpoint has none.
+        endpoint.upstream.pool.reap();
         let outgoing = outgoing(parts.clone(), body, endpoint);
         let limit = proxy.config.first_byte_timeout;
         match forward::send(&endpoint.upstream, outgoing, limit).await {

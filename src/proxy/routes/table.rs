@@ -179,3 +179,48 @@ impl Endpoint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proxy::routes::Endpoints;
+
+    #[test]
+    fn a_route_whose_authorities_cannot_be_read_says_so_before_anything_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty.pem");
+        std::fs::write(&empty, "no certificate").unwrap();
+        let ca_of = |ca_file: PathBuf| {
+            let config = RouteConfig {
+                pattern: Pattern::new("gpt-5".to_owned()),
+                role: Role::Expert,
+                model: None,
+                drop_fields: Vec::new(),
+                target: Target::Endpoints(Endpoints {
+                    urls: vec!["https://localhost/v1".parse().unwrap()],
+                    key: None,
+                    ca_file: Some(ca_file),
+                }),
+            };
+            let patience = Patience {
+                connect: Duration::ZERO,
+                idle: Duration::ZERO,
+            };
+            Routes::new(&[config], patience).unwrap_err().to_string()
+        };
+        for (file, problem) in [
+            (folder.path().join("none.pem"), "os error 2"),
+            (empty, "no certificate in it"),
+        ] {
+            let error = ca_of(file);
+            assert!(error.starts_with("routes.\"gpt-5\": ca_file "), "{error}");
+            assert!(
+                error.contains(problem) && error.contains("PEM file"),
+                "{error}"
+            );
+        }
+    }
+}

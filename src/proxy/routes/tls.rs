@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{ClientConfig, Error as TlsError, RootCertStore};
 
 /// How the connections to one endpoint are encrypted.
 #[derive(Clone)]
@@ -55,7 +55,16 @@ impl Tls {
     /// # Errors
     /// What is wrong with the server's certificate, or what broke the connection.
     pub async fn encrypt(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.connector.connect(self.host.clone(), stream).await
+        let connecting = self.connector.connect(self.host.clone(), stream);
+        connecting.await.map_err(|error| {
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+            match inner {
+                Some(TlsError::InvalidCertificate(_)) => io::Error::other(format!(
+                    "{error}; a certificate of your own goes into the route's ca_file"
+                )),
+                _ => error,
+            }
+        })
     }
 }
 
