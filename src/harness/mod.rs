@@ -7,6 +7,7 @@ pub mod calibrate;
 pub mod cost_file;
 pub mod engine;
 pub mod experiment;
+pub mod group;
 pub mod journal;
 pub mod measure;
 pub mod page;

@@ -19,7 +19,7 @@ use super::verdict::{Admission, Answer, Arriving, Ending, Refusal, Verdict};
 use crate::policy::{BackendId, HoldReason, Outcome, RequestId};
 use crate::telemetry::metrics::ClientGone;
 use crate::telemetry::observe::ResponseFacts;
-use crate::telemetry::step::{StepRecord, StepTimer};
+use crate::telemetry::step::{CONTEXT_OVERFLOW, StepRecord, StepTimer};
 
 /// A request between arrival and end.
 #[derive(Debug)]
@@ -203,6 +203,11 @@ impl Flight {
             let request_s = now.since(timer.arrived_at()).as_secs_f64();
             gauges.finished(outcome, timer.ttft_s(), request_s);
         }
+        let word = if facts.context_overflow && outcome == Outcome::Failed {
+            CONTEXT_OVERFLOW
+        } else {
+            word
+        };
         if self.proxy.recorder.is_enabled() {
             let step = self.record(word);
             self.proxy.recorder.step(timer.close(

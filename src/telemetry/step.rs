@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::observe::ResponseFacts;
 use crate::policy::{Time, Tokens};
 
+/// The outcome of a request that the backend refused because it does not fit the model's context.
+pub const CONTEXT_OVERFLOW: &str = "context_overflow";
+
 /// Whose call a request with a route is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,7 +78,7 @@ pub struct StepRecord {
     pub tool: Option<String>,
     /// The program's tool gap before this step; absent for its first step or with another in flight.
     pub tool_gap_s: Option<f64>,
-    /// How it ended: a [`crate::policy::Outcome`] word or the error code given to the client.
+    /// How it ended: a [`crate::policy::Outcome`] word, [`CONTEXT_OVERFLOW`], or the error code given to the client.
     pub outcome: String,
     /// HTTP status given to the client; 0 if it left before one was sent.
     pub status: u16,

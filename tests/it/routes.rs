@@ -339,6 +339,12 @@ async fn failures_of_a_route_are_told_and_counted_by_cause() {
     counted("broken", "http_500").await;
 
     let asking = ask(&gate, "broken").spawn();
+    let overflow = fixture("err-context-prompt");
+    broken.call().await.answer(&overflow).await;
+    assert_eq!(asking.await.unwrap().bytes().await, overflow.body);
+    counted("broken", "context_overflow").await;
+
+    let asking = ask(&gate, "broken").spawn();
     let hung = broken.call().await;
     assert_eq!(asking.await.unwrap().status, 504);
     hung.closed_by_peer().await;

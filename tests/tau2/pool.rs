@@ -66,6 +66,7 @@ impl Stage {
             data: temp.path().to_owned(),
             tau2: "none".to_owned(),
             catalogue: BTreeMap::from([("retail".to_owned(), tasks.to_vec())]),
+            source: None,
         };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tau2/fake_worker.py");
         let settings = Settings {

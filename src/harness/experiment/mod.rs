@@ -3,7 +3,7 @@
 //! `kvgate experiment run` plays one cell, `matrix` policies × concurrencies × repeats; `status`, `stop` and `resume`
 //! work on the directory of either. [`spec`] is what was asked for, [`preflight`] whether it can be done, [`engine`]
 //! what serves the model, [`cell`] one run from start to report, [`matrix`] the order of cells and what is left of
-//! it, [`watchdog`] when to stop waiting, [`manifest`] how it was made, [`state`] what another process may know of it.
+//! it, [`watchdog`] when to stop waiting and [`watch`] its eyes, [`manifest`] how it was made, [`state`] what another process may know of it.
 
 pub mod cell;
 pub mod engine;
@@ -13,4 +13,6 @@ pub mod oss;
 pub mod preflight;
 pub mod spec;
 pub mod state;
+pub mod watch;
 pub mod watchdog;
+pub mod workload;

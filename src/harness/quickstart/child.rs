@@ -11,6 +11,8 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
+/// A free port of this machine.
+pub const ANY_PORT: &str = "127.0.0.1:0";
 /// How long a child may take to listen, and then to be ready.
 const START: Duration = Duration::from_secs(15);
 /// How long a child may take to end after it was asked to.
@@ -32,12 +34,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `kvgate NAME ARGS --listen 127.0.0.1:0` with its log in `dir`, and waits until `GET /health` says
+    /// Starts `kvgate NAME ARGS --listen LISTEN` with its log in `dir`, and waits until `GET /health` says
     /// that it is ready. The environment's `KVGATE_*` settings do not reach it.
     ///
     /// # Errors
     /// When it cannot be started, ends, or is not ready in time; with the last lines of its log.
-    pub async fn start(name: &'static str, args: &[String], dir: &Path) -> anyhow::Result<Self> {
+    pub async fn start(
+        name: &'static str,
+        listen: &str,
+        args: &[String],
+        dir: &Path,
+    ) -> anyhow::Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let stderr =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -49,7 +56,7 @@ impl Server {
         }
         let mut child = command
             .arg(name)
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", listen])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

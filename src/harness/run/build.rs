@@ -249,8 +249,8 @@ impl Builder {
     }
 }
 
-/// What the simulated user of a program is called, behind the program's name.
-const USER_SUFFIX: &str = ":user";
+/// What the simulated user of a program is called, behind the program's name; to reports and watchdogs the two are one.
+pub const USER_SUFFIX: &str = ":user";
 
 /// What sort of call a role makes; `None` for steps.
 const fn call_kind(role: Role) -> Option<CallKind> {

@@ -16,7 +16,7 @@ use crate::proxy::handler::Asked;
 use crate::proxy::router::GateBody;
 use crate::proxy::state::Proxy;
 use crate::telemetry::observe::ResponseFacts;
-use crate::telemetry::step::{StepRecord, StepTimer};
+use crate::telemetry::step::{CONTEXT_OVERFLOW, StepRecord, StepTimer};
 
 /// A request between arrival and end.
 #[derive(Debug)]
@@ -84,6 +84,8 @@ impl Call {
         if self.is_served() {
             let outcome = facts.outcome();
             self.close(outcome, outcome.as_str(), facts);
+        } else if facts.context_overflow {
+            self.close(Outcome::Failed, CONTEXT_OVERFLOW, facts);
         } else {
             let cause = format!("http_{}", self.status);
             self.close(Outcome::Failed, &cause, facts);
