@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    calibrate, child, engine, journal, quickstart, reference, replay, report, simulator, traces,
-    vectors,
+    calibrate, child, engine, group, journal, quickstart, reference, replay, report, simulator,
+    traces, vectors,
 };
 use crate::proxy;
 
@@ -113,12 +113,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets the process open as many files as it may: a request takes two sockets, and many shells start at 1024.
 fn raise_open_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+    if let Err(error) = group::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
