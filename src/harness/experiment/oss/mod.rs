@@ -16,7 +16,7 @@ mod preflight;
 mod python;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -70,14 +70,21 @@ pub struct Names {
     pub experts: [String; 3],
 }
 
+impl Names {
+    /// Those of a run in `dir` whose customer is `user`.
+    pub fn of(dir: &Path, user: &str) -> Self {
+        Self {
+            agent: layout::checkpoint(dir).display().to_string(),
+            user: user.to_owned(),
+            experts: model_config::EXPERTS.map(str::to_owned),
+        }
+    }
+}
+
 impl Settings {
     /// Under which names models will be called.
     pub fn names(&self) -> Names {
-        Names {
-            agent: layout::checkpoint(&self.dir).display().to_string(),
-            user: self.user.clone(),
-            experts: model_config::EXPERTS.map(str::to_owned),
-        }
+        Names::of(&self.dir, &self.user)
     }
 }
 
