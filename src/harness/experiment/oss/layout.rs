@@ -78,17 +78,12 @@ pub(super) fn prepare(settings: &Settings) -> anyhow::Result<Command> {
     let text = ModelConfig::behind(&gate, &names.agent, &config.display().to_string()).text();
     write(&config, &text)?;
     let stand_in = dir.join(STAND_IN);
-    let stands_in = !has_tokenizer(&settings.python.interpreter);
-    if stands_in {
-        write(&stand_in.join("transformers.py"), TRANSFORMERS)?;
+    let stand_in = (!has_tokenizer(&settings.python.interpreter)).then_some(stand_in);
+    if let Some(folder) = &stand_in {
+        write(&folder.join("transformers.py"), TRANSFORMERS)?;
     }
     let mut command = command(settings, &dir, &config);
-    environment(
-        &mut command,
-        settings,
-        &gate,
-        stands_in.then_some(&stand_in),
-    );
+    environment(&mut command, settings, &gate, stand_in.as_ref());
     Ok(command)
 }
 
