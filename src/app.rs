@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    calibrate, engine, group, journal, quickstart, reference, replay, report, simulator, traces,
-    vectors,
+    calibrate, child, engine, group, journal, quickstart, reference, replay, report, simulator,
+    traces, vectors,
 };
 use crate::proxy;
 
@@ -35,6 +35,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Calibrate(args) => calibrate::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckVectors(args) => check_vectors(&args),
+        Command::Guard(args) => child::guard::run(args).await,
     }
 }
 

@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 
 use super::model_config::Endpoint;
 use super::{Settings, layout, python};
+use crate::harness::child::last_lines;
 use crate::harness::group;
-use crate::harness::tau2::environment::{VARIABLES, last_lines};
+use crate::harness::tau2::environment::VARIABLES;
 
 /// Files of the fork without which nothing runs.
 const FILES: [&str; 3] = [
