@@ -114,6 +114,7 @@ impl Stage {
                 interpreter: "python3".into(),
                 data: None,
             },
+            kvgate: env!("CARGO_BIN_EXE_kvgate").into(),
             dir: temp.path().join("run"),
             gate: gate.url.clone(),
             policy: "baseline".to_owned(),
@@ -302,7 +303,7 @@ async fn a_driver_that_cannot_begin_is_quoted() {
     let why = verdict.why.expect("a cause");
     for words in [
         "before its first task",
-        "exit status: 1",
+        "ended with exit status 1",
         "FileNotFoundError",
         "telecom",
     ] {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use super::follow::Seen;
+use crate::harness::child::ending;
 use crate::harness::reference::files;
 use crate::harness::reference::outputs::Metrics;
 
@@ -73,7 +74,8 @@ fn cut_short(status: ExitStatus, verdict: &Verdict, seen: &Seen) -> String {
         _ => format!("with {} of {total} tasks done", ok + error),
     };
     format!(
-        "run_oss.py ended {far} ({status}); its log ends:\n{}",
+        "run_oss.py {}, {far}; its log ends:\n{}",
+        ending(status),
         seen.last.join("\n")
     )
 }
@@ -136,9 +138,10 @@ mod tests {
 
     #[test]
     fn a_driver_that_was_killed_is_told_by_its_signal() {
-        let killed = End::Exited(ExitStatus::from_raw(9));
+        // As its guard tells it: 128 and the signal.
+        let killed = End::Exited(ExitStatus::from_raw((128 + 9) << 8));
         let why = judge(killed, &seen(9, 4, 0), None, 4).why.unwrap();
-        assert!(why.contains("signal: 9"), "{why}");
+        assert!(why.contains("killed by signal 9"), "{why}");
     }
 
     #[test]

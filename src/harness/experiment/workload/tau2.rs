@@ -110,13 +110,19 @@ impl Tau2 {
     /// # Errors
     /// When it cannot be installed or found; the message says what helps.
     pub async fn environment(&self, told: &mpsc::Sender<Told>) -> anyhow::Result<Environment> {
-        let (python, told) = (self.python.clone(), told.clone());
-        let install = move || match python {
-            Some(python) => Environment::at(&python, None),
-            None => Environment::install(&cache_dir()?, &mut |line| {
+        let (path, python, told) = (self.path.clone(), self.python.clone(), told.clone());
+        let install = move || {
+            let progress = &mut |line: &str| {
                 // Fails only when nobody listens any more.
                 let _gone = told.blocking_send(Told::Doing(line.to_owned()));
-            }),
+            };
+            match (path, python) {
+                (Some(checkout), python) => {
+                    Environment::upstream(&checkout, python.as_deref(), &cache_dir()?, progress)
+                }
+                (None, Some(python)) => Environment::at(&python, None),
+                (None, None) => Environment::install(&cache_dir()?, progress),
+            }
         };
         tokio::task::spawn_blocking(install).await?
     }
