@@ -37,6 +37,8 @@ pub struct Settings {
     pub checkout: PathBuf,
     /// What runs it.
     pub python: Python,
+    /// This program's executable, which guards the driver: it goes when this process does, however that comes.
+    pub kvgate: PathBuf,
     /// The run directory; a new one.
     pub dir: PathBuf,
     /// The gate, `http://HOST:PORT`.
