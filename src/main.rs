@@ -14,6 +14,8 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would tell standard error of a failure to write there, and panic when that fails, as on a dead terminal.
+        .log_internal_errors(false)
         .init();
     app::run(cli).await.unwrap_or_else(|error| {
         // One line with the whole chain of causes; nobody needs our stack for "address in use".

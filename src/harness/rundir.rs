@@ -149,15 +149,14 @@ impl RunDir {
         })
     }
 
-    /// Writes `value` as the whole of the file `name`, indented.
+    /// Writes `value` as the whole of the file `name`, indented, with [`replace`].
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
-        let path = self.path.join(name);
         let mut text = serde_json::to_string_pretty(value)?;
         text.push('\n');
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        replace(&self.path.join(name), text.as_bytes())
     }
 
     /// Reads `manifest.json`.
@@ -170,6 +169,17 @@ impl RunDir {
             .with_context(|| format!("{} is no run directory", self.path.display()))?;
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
+}
+
+/// Writes a whole file beside its place and renames it, so that a reader finds the old one or the new one, never half.
+///
+/// # Errors
+/// When it cannot be written; the message names it.
+pub fn replace(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let part = path.with_extension("part");
+    fs::write(&part, content)
+        .and_then(|()| fs::rename(&part, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Who timed the steps.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::child::{ANY_PORT, Server};
 use crate::clock::Clock;
+use crate::harness::child::server::{ANY_PORT, Server};
 use crate::harness::replay::{Replay, Summary};
 use crate::harness::rundir::{DIRECT, EngineManifest, RunDir};
 use crate::harness::stats::mean;

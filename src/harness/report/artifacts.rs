@@ -1,17 +1,12 @@
 //! What a run's figures were made from: its manifest as written, and size and SHA-256 of every file.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::load::own;
-
-/// Read at once.
-const BUFFER: usize = 1 << 17;
+use crate::harness::digest::Digest;
 
 /// The files of one run directory.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -49,20 +44,28 @@ impl Artifacts {
         })
     }
 
-    /// What the manifest says that identifies the run, as name and value.
+    /// What the manifest says that identifies the run, as name and value; what stands inside something has the names of
+    /// both, as in `git.tau2.head`.
     pub fn facts(&self) -> Vec<(String, String)> {
-        let entries = self.manifest.iter().filter_map(|json| json.as_object());
-        let fact = |(name, value): (&String, &serde_json::Value)| {
-            let text = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            (name.clone(), text)
-        };
-        entries
-            .flatten()
-            .filter(|(_, value)| !value.is_null())
-            .map(fact)
-            .collect()
+        let mut facts = Vec::new();
+        if let Some(manifest) = &self.manifest {
+            flatten("", manifest, &mut facts);
+        }
+        facts
+    }
+}
+
+fn flatten(name: &str, value: &serde_json::Value, facts: &mut Vec<(String, String)>) {
+    match value {
+        serde_json::Value::Null => {}
+        serde_json::Value::Object(entries) => {
+            for (inner, value) in entries {
+                let dot = if name.is_empty() { "" } else { "." };
+                flatten(&format!("{name}{dot}{inner}"), value, facts);
+            }
+        }
+        serde_json::Value::String(text) => facts.push((name.to_owned(), text.clone())),
+        other => facts.push((name.to_owned(), other.to_string())),
     }
 }
 
@@ -81,31 +84,13 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 }
 
 fn artifact(dir: &Path, path: &Path) -> anyhow::Result<Artifact> {
-    let read = || format!("cannot read {}", path.display());
-    let mut file = BufReader::with_capacity(BUFFER, File::open(path).with_context(read)?);
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; BUFFER];
-    let mut bytes = 0;
-    loop {
-        let count = file.read(&mut buffer).with_context(read)?;
-        let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
-            break;
-        };
-        hasher.update(chunk);
-        bytes += chunk.len() as u64;
-    }
+    let digest = Digest::of_file(path)?;
     let inside = path.strip_prefix(dir).unwrap_or(path);
     Ok(Artifact {
         path: inside.to_string_lossy().replace('\\', "/"),
-        bytes,
-        sha256: hex(&hasher.finalize()),
+        bytes: digest.bytes,
+        sha256: digest.sha256,
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('?');
-    let both = |byte: &u8| [digit(byte >> 4), digit(byte & 15)];
-    bytes.iter().flat_map(both).collect()
 }
 
 #[cfg(test)]
@@ -119,7 +104,7 @@ mod tests {
         std::fs::write(dir.path().join("logs/a.log"), "abc").unwrap();
         std::fs::write(
             dir.path().join("manifest.json"),
-            r#"{"seed":1,"git":"b3013","x":null}"#,
+            r#"{"seed":1,"git":{"tau2":{"head":"b3013","dirty":2}},"x":null}"#,
         )
         .unwrap();
         let artifacts = Artifacts::of(dir.path()).unwrap();
@@ -134,7 +119,11 @@ mod tests {
             }
         );
         assert_eq!(artifacts.files.len(), 2);
-        let facts = [("git", "b3013"), ("seed", "1")];
+        let facts = [
+            ("git.tau2.dirty", "2"),
+            ("git.tau2.head", "b3013"),
+            ("seed", "1"),
+        ];
         assert_eq!(
             artifacts.facts(),
             facts.map(|(k, v)| (k.to_owned(), v.to_owned()))

@@ -160,7 +160,7 @@ fn markdown(table: &Table) -> String {
 }
 
 /// A Markdown table with each column as wide as its widest cell; figures to the right, text to the left.
-fn aligned(names: &[&str], numeric: &[bool], rows: &[Vec<String>]) -> String {
+pub fn aligned(names: &[&str], numeric: &[bool], rows: &[Vec<String>]) -> String {
     let wide = |index: usize, name: &str| {
         let cells = rows.iter().filter_map(|row| row.get(index));
         let cells = cells.map(|cell| escaped(cell).chars().count());

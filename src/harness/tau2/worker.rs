@@ -12,9 +12,10 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::environment::{VARIABLES, last_lines};
+use super::environment::VARIABLES;
 use super::settings::Settings;
 use super::wire::Said;
+use crate::harness::child::log_tail;
 use crate::harness::group::Leader;
 
 /// The scripts of a worker, and the names under which they are written into the run directory.
@@ -24,8 +25,6 @@ const SCRIPTS: [(&str, &str); 2] = [
 ];
 /// Their folder in the run directory.
 const FOLDER: &str = "tau2";
-/// Bytes of a log's end that are read for a message.
-const LOG_TAIL: u64 = 16 * 1024;
 
 /// Which process speaks: its seat, and how many sat there before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,18 +164,4 @@ async fn listen(said: ChildStdout, source: Source, inbox: mpsc::Sender<(Source, 
         }
     }
     let _nobody_listens = inbox.send((source, Heard::Closed)).await;
-}
-
-/// The last lines of a log; `None` if it has none.
-fn log_tail(path: &Path) -> Option<String> {
-    use std::io::{Read, Seek, SeekFrom};
-
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))
-        .ok()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).ok()?;
-    let lines = last_lines(&String::from_utf8_lossy(&bytes));
-    (!lines.is_empty()).then_some(lines)
 }

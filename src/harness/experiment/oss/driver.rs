@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::follow::{Follower, Progress};
 use super::verdict::{self, End, Verdict};
 use super::{Settings, layout};
-use crate::harness::group::Leader;
+use crate::harness::group::{self, Leader};
 use crate::harness::reference::files;
 
 /// How often the log is looked at.
@@ -34,6 +34,8 @@ impl Driver {
         let path = dir.join(files::DRIVER_LOG);
         let log = File::create_new(&path);
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
+        // The driver's limit is what this process may open when it starts it.
+        group::raise_open_files().context("cannot raise the limit of open files")?;
         let python = &settings.python.interpreter;
         command
             .stdin(Stdio::null())

@@ -48,15 +48,26 @@ pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// Whether the run directory holds a run. The driver would leave out its tasks, and others of the same id in other
+/// domains.
+pub(super) fn is_used(dir: &Path) -> bool {
+    [files::DRIVER_LOG, files::RESULTS]
+        .iter()
+        .any(|name| dir.join(name).exists())
+}
+
+/// What to say of one that does.
+pub(super) fn used(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "{dir} holds a run already, whose tasks run_oss.py would leave out: choose a new directory"
+    )
+}
+
 /// Writes what the driver needs; returns the command that starts it.
 pub(super) fn prepare(settings: &Settings) -> anyhow::Result<Command> {
     let dir = absolute(&settings.dir);
-    let fresh = !dir.join(files::DRIVER_LOG).exists() && !dir.join(files::RESULTS).exists();
-    anyhow::ensure!(
-        fresh,
-        "{} holds a run already, whose tasks run_oss.py would leave out: choose a new directory",
-        dir.display()
-    );
+    anyhow::ensure!(!is_used(&dir), used(&dir));
     for folder in [CHECKPOINT, CWD, STAND_IN] {
         let folder = dir.join(folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::Catalogue;
-pub(in crate::harness) use venv::last_lines;
+use crate::harness::child::last_lines;
 use venv::{Recipe, python_of};
 
 /// The packages, each with its version and the hashes of its files.

@@ -26,6 +26,7 @@ use super::event::{Cause, Event, Finish, Moment, What};
 use super::lines;
 use super::plan::{Attempt, Past, PastEnd, Unit};
 use crate::harness::reference::outputs::{Metrics, TaskResult};
+use crate::harness::rundir::replace;
 
 /// Attempts, one a line.
 pub const REWARDS: &str = "rewards.jsonl";
@@ -314,11 +315,8 @@ impl Outputs {
 
     /// A whole file: two blanks of indent and no line break at the end, as Python's `json.dump` writes it.
     fn write_json(&self, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
-        let path = self.dir.join(name);
-        let part = path.with_extension("part");
-        fs::write(&part, serde_json::to_string_pretty(value)?)
-            .and_then(|()| fs::rename(&part, &path))
-            .with_context(|| format!("cannot write {}", path.display()))
+        let text = serde_json::to_string_pretty(value)?;
+        replace(&self.dir.join(name), text.as_bytes())
     }
 }
 

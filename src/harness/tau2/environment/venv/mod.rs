@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
+use crate::harness::child::last_lines;
+
 /// Names under which a Python may be found, the best tried first.
 const PYTHONS: [&str; 6] = [
     "python3.12",
@@ -18,8 +20,6 @@ const PYTHONS: [&str; 6] = [
 ];
 /// Left in an environment that passed its check, with what the check found.
 const CHECKED: &str = "kvgate.json";
-/// Lines of a failed command's output that are shown.
-const SHOWN_LINES: usize = 8;
 
 /// What an environment is made of.
 #[derive(Debug)]
@@ -273,16 +273,6 @@ fn remedy(output: &str) -> &'static str {
         .into_iter()
         .find(|(words, _)| words.iter().any(|word| output.contains(word)))
         .map_or("see the output", |(_, remedy)| remedy)
-}
-
-/// The last lines of an output, for a message.
-pub(in crate::harness) fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    let first = lines.len().saturating_sub(SHOWN_LINES);
-    lines.get(first..).unwrap_or_default().join("\n")
 }
 
 #[cfg(test)]

@@ -1,1 +1,0 @@
-//! Whether an experiment can be done, asked before anything starts: every problem at once.
