@@ -198,7 +198,7 @@ impl Record {
             versions,
             git,
             files: digests(files).await,
-            environment: secrets::listed(std::env::vars()),
+            environment: secrets::listed(secrets::variables()),
             machine,
             engine_detail: inputs.engine,
             policy_parameters: inputs.policy,
@@ -254,7 +254,10 @@ impl Record {
     /// When it cannot be written; the message names the file.
     pub fn write(&self, dir: &RunDir) -> anyhow::Result<()> {
         let mut value = serde_json::to_value(self)?;
-        secrets::scrub(&mut value, &secrets::values(std::env::vars(), &self.hidden));
+        secrets::scrub(
+            &mut value,
+            &secrets::values(secrets::variables(), &self.hidden),
+        );
         dir.write_json(FILE, &value)
     }
 
@@ -292,3 +295,6 @@ fn zone_name() -> String {
     };
     zone.iana_name().map_or_else(offset, str::to_owned)
 }
+
+#[cfg(test)]
+mod tests;

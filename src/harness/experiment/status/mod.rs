@@ -135,3 +135,6 @@ fn newest(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
     let newest = experiments.max_by(|a, b| a.0.total_cmp(&b.0));
     Ok(newest.map(|(_, dir)| dir))
 }
+
+#[cfg(test)]
+mod tests;
