@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    calibrate, engine, journal, quickstart, reference, replay, report, simulator, traces, vectors,
+    calibrate, child, engine, group, journal, quickstart, reference, replay, report, simulator,
+    traces, vectors,
 };
 use crate::proxy;
 
@@ -34,6 +35,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Calibrate(args) => calibrate::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => traces::run(&args).map(|()| ExitCode::SUCCESS),
         Command::CheckVectors(args) => check_vectors(&args),
+        Command::Guard(args) => child::guard::run(args).await,
     }
 }
 
@@ -111,12 +113,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets the process open as many files as it may: a request takes two sockets, and many shells start at 1024.
 fn raise_open_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+    if let Err(error) = group::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeOptions;
 use crate::harness::calibrate::CalibrateArgs;
+use crate::harness::child::guard::GuardArgs;
 use crate::harness::engine::EngineArgs;
 use crate::harness::journal::JournalArgs;
 use crate::harness::quickstart::QuickstartArgs;
@@ -61,6 +62,9 @@ pub enum Command {
     Trace(TraceArgs),
     /// Check recorded decisions of the reference schedulers against the policies here.
     CheckVectors(VectorsArgs),
+    /// Run a command that ends with the process that started it.
+    #[command(hide = true)]
+    Guard(GuardArgs),
 }
 
 /// Options of `kvgate serve` and `kvgate config`.

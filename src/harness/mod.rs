@@ -4,10 +4,12 @@
 //! measured is what is shipped.
 
 pub mod calibrate;
+pub mod child;
 pub mod cost_file;
 pub mod digest;
 pub mod engine;
 pub mod experiment;
+pub mod group;
 pub mod journal;
 pub mod measure;
 pub mod page;

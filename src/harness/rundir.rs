@@ -216,6 +216,14 @@ impl Lines {
     ///
     /// # Errors
     /// When the write fails.
+    pub fn flush(&mut self) -> anyhow::Result<()> {
+        self.out.flush().context("cannot write a record")
+    }
+
+    /// Writes the rest.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
     pub fn finish(mut self) -> anyhow::Result<()> {
         Ok(self.out.flush()?)
     }

@@ -112,6 +112,9 @@ async fn an_error_of_the_backend_passes_untouched_and_is_a_failed_step() {
     assert_eq!(reply.bytes().await, answer.body);
     assert_eq!(valve.finish().await, (Outcome::Failed, None));
     gate.quiet().await;
+    let timeline = gate.json("/programs/p").await;
+    let past = &timeline["past"][0];
+    assert_eq!(past["outcome"], "context_overflow", "{timeline}");
 }
 
 #[tokio::test]

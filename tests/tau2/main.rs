@@ -8,6 +8,8 @@
 )]
 
 mod pool;
+#[path = "../support/python.rs"]
+mod python;
 mod real;
 #[path = "../support/server.rs"]
 mod server;

@@ -16,8 +16,9 @@ use kvgate::harness::tau2::plan::{Rules, Workload};
 use kvgate::telemetry::StepRecord;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::python::there_is_a_python;
 use crate::server::Server;
-use crate::support::{Run, settings, there_is_a_python};
+use crate::support::{Run, settings};
 
 /// Asks a server to end, so that it writes what it has.
 fn stop(mut server: Server) {

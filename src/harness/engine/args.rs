@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::{Args, FromArgMatches, ValueEnum};
 
 use super::core::{Config, Lookups, Scheduling};
 
@@ -92,6 +92,16 @@ pub struct EngineConfig {
 }
 
 impl EngineArgs {
+    /// What a command line of these words, each `--flag=value`, would give.
+    ///
+    /// # Errors
+    /// The first word that cannot be used.
+    pub fn of_words(words: &[String]) -> anyhow::Result<Self> {
+        let command = Self::augment_args(clap::Command::new("engine")).no_binary_name(true);
+        let matches = command.try_get_matches_from(words)?;
+        Ok(Self::from_arg_matches(&matches)?)
+    }
+
     /// Checks the options against each other.
     ///
     /// # Errors

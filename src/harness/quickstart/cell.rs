@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::child::Server;
 use crate::clock::Clock;
+use crate::harness::child::server::{ANY_PORT, Server};
 use crate::harness::replay::{Replay, Summary};
 use crate::harness::rundir::{DIRECT, EngineManifest, RunDir};
 use crate::harness::stats::mean;
@@ -105,7 +105,7 @@ impl Cell {
         let clock = Clock::scaled(self.speedup, None);
         let engine = match &self.backend {
             Backend::Embedded { .. } => {
-                Some(Server::start("engine", &self.engine_args(), dir.path()).await?)
+                Some(Server::start("engine", ANY_PORT, &self.engine_args(), dir.path()).await?)
             }
             Backend::Live(_) => None,
         };
@@ -142,7 +142,7 @@ impl Cell {
             return Box::pin(self.replay(url, dir, clock).play(cancel)).await;
         }
         let gate_args = self.gate_args(url, clock.epoch_unix());
-        let gate = Server::start("serve", &gate_args, dir.path()).await?;
+        let gate = Server::start("serve", ANY_PORT, &gate_args, dir.path()).await?;
         let summary = Box::pin(self.replay(gate.url(), dir, clock).play(cancel)).await;
         // Stopped before the figures are judged: the gate writes its last records as it ends.
         let stopped = gate.stop().await;

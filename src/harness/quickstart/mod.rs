@@ -2,14 +2,13 @@
 //!
 //! For each cell of policies × concurrency it starts a fresh engine and a fresh gate as child processes, both
 //! sped up, plays the same fixed set of programs through them, and prints one table. [`cell`] runs a cell,
-//! [`child`] keeps a process; the table is [`super::report`]'s.
+//! [`super::child`] keeps a process; the table is [`super::report`]'s.
 //!
 //! The default matrix is 9 cells of about 12 minutes each, in some two minutes at 60 times real time. The time is
 //! the engine's, not the machine's, whose two cores are mostly idle; a set of 4C + 32 programs is long enough that
 //! its tail, when few programs are left, does not decide the whole run.
 
 pub mod cell;
-pub mod child;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -27,12 +27,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::client::Client;
 use self::history::{RequestShape, tool_lists};
-use self::player::Session;
+use self::player::{InFlight, Session};
 use self::tally::{GapLag, Tally, collect, progress_bar};
 use super::measure::Measures;
 use super::report::load::kv;
 use super::run::build::Builder;
-use super::rundir::{Ending, EngineManifest, Manifest, RunDir, StepSource};
+use super::rundir::{Ending, EngineManifest, Manifest, ProgramRecord, RunDir, StepSource};
 use super::trace::{Program, Trace};
 use super::window::THRESHOLD_PERCENT;
 use crate::clock::Clock;
@@ -193,6 +193,17 @@ pub fn cancelled_by_signal() -> anyhow::Result<CancellationToken> {
     Ok(cancel)
 }
 
+/// Who looks on while a replay plays, and may give programs up.
+#[derive(Clone, Debug, Default)]
+pub struct Onlooker {
+    /// Is told of every program that ended.
+    pub ended: Option<mpsc::UnboundedSender<ProgramRecord>>,
+    /// The programs in flight.
+    pub in_flight: InFlight,
+    /// Whether it writes `manifest.json`; otherwise the replay does.
+    pub writes_manifest: bool,
+}
+
 impl Replay {
     /// Checks the flags, reads the trace and makes the run directory.
     ///
@@ -243,13 +254,27 @@ impl Replay {
     /// # Errors
     /// When the server cannot be reached at the start or a record cannot be written.
     pub async fn play(self, cancel: CancellationToken) -> anyhow::Result<Summary> {
+        self.play_watched(cancel, Onlooker::default()).await
+    }
+
+    /// The same, with somebody who looks on.
+    ///
+    /// # Errors
+    /// As [`Self::play`].
+    pub async fn play_watched(
+        self,
+        cancel: CancellationToken,
+        onlooker: Onlooker,
+    ) -> anyhow::Result<Summary> {
         let client = Client::new(&self.url, self.clock, self.timeout)?;
         let model = match &self.model {
             Some(model) => model.clone(),
             None => client.first_model().await?,
         };
         let manifest = self.manifest(&model);
-        self.dir.write_json("manifest.json", &manifest)?;
+        if !onlooker.writes_manifest {
+            self.dir.write_json("manifest.json", &manifest)?;
+        }
         let (notes, inbox) = mpsc::channel(NOTES);
         let session = Session {
             client,
@@ -258,10 +283,11 @@ impl Replay {
             max_retries: self.max_retries,
             notes,
             cancel,
+            in_flight: onlooker.in_flight,
         };
         let bar = progress_bar(self.programs, &self.label, self.quiet);
         let players = self.start_players(session);
-        let tally = collect(inbox, &self.dir, self.clock, bar).await?;
+        let tally = collect(inbox, &self.dir, self.clock, bar, onlooker.ended).await?;
         drop(players.join_all().await);
         self.summarise(&manifest, tally)
     }
@@ -302,7 +328,8 @@ impl Replay {
         players
     }
 
-    fn manifest(&self, model: &str) -> Manifest {
+    /// How the run is made, with this model.
+    pub fn manifest(&self, model: &str) -> Manifest {
         let steps = (0..self.programs).map(|i| pick(&self.trace.programs, i).1.steps.len());
         Manifest {
             kvgate: env!("CARGO_PKG_VERSION").to_owned(),

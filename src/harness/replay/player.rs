@@ -1,8 +1,11 @@
 //! Plays one program: step, gap, step, gap, …, release.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +38,29 @@ pub enum Note {
     ReleaseFailed(String),
 }
 
+/// Programs in flight, each of which can be given up by name.
+#[derive(Clone, Debug, Default)]
+pub struct InFlight(Arc<Mutex<BTreeMap<String, CancellationToken>>>);
+
+impl InFlight {
+    /// Fails the program, whatever it is waiting for. Without effect if it is not in flight.
+    pub fn give_up(&self, program: &str) {
+        if let Some(token) = self.0.lock().get(program) {
+            token.cancel();
+        }
+    }
+
+    fn enter(&self, program: &str, run: &CancellationToken) -> CancellationToken {
+        let token = run.child_token();
+        self.0.lock().insert(program.to_owned(), token.clone());
+        token
+    }
+
+    fn leave(&self, program: &str) {
+        self.0.lock().remove(program);
+    }
+}
+
 /// What all players of a run share.
 #[derive(Debug)]
 pub struct Session {
@@ -50,7 +76,12 @@ pub struct Session {
     pub notes: mpsc::Sender<Note>,
     /// Ends the run.
     pub cancel: CancellationToken,
+    /// Who is playing.
+    pub in_flight: InFlight,
 }
+
+/// The cause of a program that was given up from outside.
+pub const GIVEN_UP: &str = "given_up";
 
 /// Why a program stops before its end.
 enum Stop {
@@ -71,12 +102,15 @@ impl Session {
             ending: Ending::Done,
             cause: None,
         };
-        if let Err(stop) = self.play_steps(program, &mut record).await {
+        let over = self.in_flight.enter(&record.program, &self.cancel);
+        if let Err(stop) = self.play_steps(program, &mut record, &over).await {
             (record.ending, record.cause) = match stop {
                 Stop::Failed(error) => (Ending::Failed, Some(error.cause)),
-                Stop::Cancelled => (Ending::Cancelled, None),
+                Stop::Cancelled if self.cancel.is_cancelled() => (Ending::Cancelled, None),
+                Stop::Cancelled => (Ending::Failed, Some(GIVEN_UP.to_owned())),
             };
         }
+        self.in_flight.leave(&record.program);
         record.finished_s = self.clock.unix(self.clock.now());
         if let Err(cause) = self.client.release(&record.program).await {
             self.note(Note::ReleaseFailed(cause)).await;
@@ -84,16 +118,21 @@ impl Session {
         self.note(Note::Program(record)).await;
     }
 
-    async fn play_steps(&self, program: &Program, record: &mut ProgramRecord) -> Result<(), Stop> {
+    async fn play_steps(
+        &self,
+        program: &Program,
+        record: &mut ProgramRecord,
+        over: &CancellationToken,
+    ) -> Result<(), Stop> {
         let mut history = History::new(&self.shape, &record.program, program);
         let mut gap_s = None;
         for (index, step) in program.steps.iter().enumerate() {
             let body = Bytes::from(history.body(step));
-            let served = self.serve(&body, index, gap_s, record).await?;
+            let served = self.serve(&body, index, gap_s, record, over).await?;
             record.steps += 1;
             if let Some(next) = program.steps.get(index + 1) {
                 history.advance(step, &served.reply, next);
-                self.gap(step).await?;
+                self.gap(step, over).await?;
                 gap_s = Some(step.gap_s);
             }
         }
@@ -107,13 +146,14 @@ impl Session {
         index: usize,
         gap_s: Option<f64>,
         record: &mut ProgramRecord,
+        over: &CancellationToken,
     ) -> Result<Served, Stop> {
         let mut retries = 0;
         loop {
             let arrived = self.clock.now();
             let result = tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return Err(Stop::Cancelled),
+                () = over.cancelled() => return Err(Stop::Cancelled),
                 result = self.client.step(body.clone(), self.shape.stream) => result,
             };
             let mut note = self.step_record(arrived, &result);
@@ -129,26 +169,26 @@ impl Session {
             if !error.retryable || retries == self.max_retries {
                 return Err(Stop::Failed(error));
             }
-            self.sleep_until(self.clock.now() + backoff(retries))
-                .await?;
+            let due = self.clock.now() + backoff(retries);
+            self.sleep_until(due, over).await?;
             retries += 1;
         }
     }
 
     /// Waits for the gap after `step`.
-    async fn gap(&self, step: &Step) -> Result<(), Stop> {
+    async fn gap(&self, step: &Step, over: &CancellationToken) -> Result<(), Stop> {
         let planned = Duration::from_secs_f64(step.gap_s);
         let due = self.clock.now() + planned;
-        self.sleep_until(due).await?;
+        self.sleep_until(due, over).await?;
         let late = self.clock.now().since(due);
         self.note(Note::Gap { planned, late }).await;
         Ok(())
     }
 
-    async fn sleep_until(&self, due: Time) -> Result<(), Stop> {
+    async fn sleep_until(&self, due: Time, over: &CancellationToken) -> Result<(), Stop> {
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => Err(Stop::Cancelled),
+            () = over.cancelled() => Err(Stop::Cancelled),
             () = tokio::time::sleep_until(self.clock.instant(due).into()) => Ok(()),
         }
     }

@@ -76,12 +76,17 @@ pub async fn collect(
     dir: &RunDir,
     clock: Clock,
     bar: ProgressBar,
+    ended: Option<mpsc::UnboundedSender<ProgramRecord>>,
 ) -> anyhow::Result<Tally> {
     let mut programs = dir.lines("programs.jsonl")?;
     let mut steps = dir.lines("client_steps.jsonl")?;
     let mut tally = Tally::default();
     let started = clock.now();
     while let Some(note) = notes.recv().await {
+        if let (Note::Program(record), Some(ended)) = (&note, &ended) {
+            // Fails only when nobody looks on any more.
+            let _gone = ended.send(record.clone());
+        }
         tally.take(note, clock, &mut programs, &mut steps)?;
         bar.set_position(tally.programs.len() as u64);
         bar.set_message(pace(tally.steps.len(), clock.now(), started));
@@ -115,6 +120,8 @@ impl Tally {
             }
             Note::Program(record) => {
                 programs.push(&record)?;
+                // A program takes minutes, and its line may be all that is left of it.
+                programs.flush()?;
                 self.programs.push(record);
             }
             Note::ReleaseFailed(_) => self.releases_failed += 1,

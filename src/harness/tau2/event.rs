@@ -186,6 +186,20 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Its name in tables and records.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::ContextOverflow => "context_overflow",
+            Self::Llm => "llm",
+            Self::Timeout => "timeout",
+            Self::Tau2 => "tau2",
+            Self::WorkerDied => "worker_died",
+            Self::Silent => "silent",
+            Self::GivenUp => "given_up",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether another attempt may go better.
     pub const fn may_pass(self) -> bool {
         match self {

@@ -6,16 +6,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::environment::{VARIABLES, last_lines};
+use super::environment::VARIABLES;
 use super::settings::Settings;
 use super::wire::Said;
+use crate::harness::child::log_tail;
+use crate::harness::group::Leader;
 
 /// The scripts of a worker, and the names under which they are written into the run directory.
 const SCRIPTS: [(&str, &str); 2] = [
@@ -24,8 +25,6 @@ const SCRIPTS: [(&str, &str); 2] = [
 ];
 /// Their folder in the run directory.
 const FOLDER: &str = "tau2";
-/// Bytes of a log's end that are read for a message.
-const LOG_TAIL: u64 = 16 * 1024;
 
 /// Which process speaks: its seat, and how many sat there before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +47,7 @@ pub(super) enum Heard {
 /// A running worker process. Killed when dropped.
 #[derive(Debug)]
 pub(super) struct Worker {
-    child: Child,
-    /// Its process group.
-    group: Option<Pid>,
+    process: Leader,
     orders: Option<ChildStdin>,
     log: PathBuf,
 }
@@ -83,22 +80,19 @@ impl Worker {
         let errors = File::options().append(true).create(true).open(&log);
         let errors = errors.with_context(|| format!("cannot write {}", log.display()))?;
         let python = &settings.environment.python;
-        let mut child = command(settings, script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .kill_on_drop(true)
-            // Out of reach of a terminal's Ctrl-C, which is the pool's to act on.
-            .process_group(0)
-            .spawn()
+        let mut command = command(settings, script);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Leader::spawn(command.stderr(errors))
             .with_context(|| format!("cannot run {}", python.display()))?;
-        let said = child.stdout.take().context("a worker without output")?;
-        tokio::spawn(listen(said, source, inbox));
-        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let said = process.child().stdout.take();
+        tokio::spawn(listen(
+            said.context("a worker without output")?,
+            source,
+            inbox,
+        ));
         Ok(Self {
-            group: id.and_then(Pid::from_raw),
-            orders: child.stdin.take(),
-            child,
+            orders: process.child().stdin.take(),
+            process,
             log,
         })
     }
@@ -114,32 +108,20 @@ impl Worker {
     /// Asks it to end, by closing its orders, then by a signal; kills what is left.
     pub(super) async fn end(mut self, patience: Duration) {
         self.orders = None;
-        if timeout(patience, self.child.wait()).await.is_err() {
-            self.signal(Signal::TERM);
-            // Whether it heeds that or not, it is killed next.
-            let _late = timeout(patience, self.child.wait()).await;
-        }
-        self.kill().await;
+        // Whether it ends in time or not, its group is asked next, and killed.
+        let _late = timeout(patience, self.process.wait()).await;
+        let _gone = self.process.end(patience).await;
     }
 
     /// Kills it and all that it started; returns how it ended, with the last lines of its log.
     pub(super) async fn kill(mut self) -> String {
-        // One that has ended already keeps its own status.
-        self.signal(Signal::KILL);
-        let how = match self.child.wait().await {
+        let how = match self.process.kill().await {
             Ok(status) => format!("it ended with {status}"),
             Err(error) => format!("it cannot be waited for: {error}"),
         };
         match log_tail(&self.log) {
             Some(lines) => format!("{how}; its log {} ends:\n{lines}", self.log.display()),
             None => how,
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = self.group {
-            // Fails only when the group is gone.
-            let _gone = kill_process_group(group, signal);
         }
     }
 }
@@ -155,6 +137,7 @@ fn command(settings: &Settings, script: &Path) -> Command {
         .current_dir(script.parent().unwrap_or(&settings.dir))
         .envs(VARIABLES)
         .env("TAU2_DATA_DIR", &settings.environment.data)
+        .envs(settings.environment.source.iter().map(|source| ("PYTHONPATH", source)))
         // What upstream's judge of assertions reads.
         .env("OPENAI_BASE_URL", url)
         .env("OPENAI_API_KEY", &settings.user.key.0)
@@ -181,18 +164,4 @@ async fn listen(said: ChildStdout, source: Source, inbox: mpsc::Sender<(Source, 
         }
     }
     let _nobody_listens = inbox.send((source, Heard::Closed)).await;
-}
-
-/// The last lines of a log; `None` if it has none.
-fn log_tail(path: &Path) -> Option<String> {
-    use std::io::{Read, Seek, SeekFrom};
-
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))
-        .ok()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).ok()?;
-    let lines = last_lines(&String::from_utf8_lossy(&bytes));
-    (!lines.is_empty()).then_some(lines)
 }

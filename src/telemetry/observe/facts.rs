@@ -72,6 +72,8 @@ pub struct ResponseFacts {
     pub done: bool,
     /// The body reports an error, whatever the HTTP status said.
     pub error: bool,
+    /// That error says that the prompt, or prompt and output, do not fit the model's context.
+    pub context_overflow: bool,
 }
 
 impl ResponseFacts {
@@ -282,6 +284,9 @@ impl Collector {
                 self.facts.error |= text == b"error";
             }
             [Key::Error] => self.facts.error = true,
+            [Key::Error, Key::Message | Key::Code] | [Key::Message] => {
+                self.facts.context_overflow |= is_context_overflow(text);
+            }
             [Key::Object] => self.facts.error |= text == b"error",
             _ => self.on_name(path, text),
         }
@@ -457,6 +462,18 @@ fn is_last_type(name: &[u8]) -> bool {
         name,
         b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.failed"
     )
+}
+
+/// Whether an error's message or code says that the model's context is too short: vLLM's and OpenAI's words, and
+/// Anthropic's.
+fn is_context_overflow(text: &[u8]) -> bool {
+    let words: [&[u8]; 3] = [
+        b"context length",
+        b"context_length_exceeded",
+        b"prompt is too long",
+    ];
+    let mut words = words.iter();
+    words.any(|word| memchr::memmem::find(text, word).is_some())
 }
 
 fn number(word: &[u8]) -> Option<u64> {

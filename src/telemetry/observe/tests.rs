@@ -89,7 +89,7 @@ fn served(usage: impl Into<Option<Usage>>, finish: Finish, tool: Option<&str>) -
         tool: tool.map(str::to_owned),
         content_seen: true,
         done: true,
-        error: false,
+        ..ResponseFacts::default()
     }
 }
 
@@ -201,6 +201,25 @@ fn an_error_inside_a_good_status_is_a_failure() {
           data: {\"type\":\"error\",\"code\":\"server_error\",\"message\":\"m\"}\n\n",
     );
     assert!(after_content.content_seen && after_content.error);
+}
+
+#[test]
+fn a_context_that_is_too_short_is_told_from_other_errors_in_every_dialect() {
+    assert!(facts_of_body(golden!("err-context-prompt")).context_overflow);
+    let overflows = |error: &str| facts_of_body(error.as_bytes()).context_overflow;
+    for error in [
+        r#"{"object":"error","message":"This model's maximum context length is 16 tokens.","code":400}"#,
+        r#"{"error":{"message":"Too many tokens.","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+        r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 tokens > 8 maximum"}}"#,
+    ] {
+        assert!(overflows(error), "{error}");
+    }
+    for other in [
+        r#"{"error":{"message":"The model `m` does not exist.","code":404}}"#,
+        r#"{"choices":[{"message":{"role":"assistant","content":"the maximum context length"}}]}"#,
+    ] {
+        assert!(!overflows(other), "{other}");
+    }
 }
 
 #[test]

@@ -1,1 +1,0 @@
-//! When to stop waiting: the last step and the last task, per program and per cell. Pure.

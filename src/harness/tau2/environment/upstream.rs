@@ -1,0 +1,102 @@
+//! An upstream checkout of tau2-bench: whether it is whole, and an environment of what it needs. Nothing is written
+//! into it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use super::hash;
+use super::venv::{Recipe, python_of};
+
+/// What the package is described by.
+const PROJECT: &str = "pyproject.toml";
+/// Files of a whole checkout; some snapshots leave out the large ones.
+const FILES: [&str; 6] = [
+    "src/tau2/__init__.py",
+    "data/tau2/domains/retail/db.json",
+    "data/tau2/domains/retail/tasks.json",
+    "data/tau2/domains/airline/db.json",
+    "data/tau2/domains/airline/tasks.json",
+    "data/tau2/domains/telecom/tasks.json",
+];
+/// Upstream needs Python 3.12.
+const MINOR: u8 = 12;
+
+/// A checkout that is whole.
+#[derive(Debug)]
+pub(super) struct Checkout {
+    /// Where its code is.
+    pub(super) source: PathBuf,
+    /// Where its data are.
+    pub(super) data: PathBuf,
+    /// Package and version.
+    pub(super) version: String,
+    /// What it needs, one a line.
+    packages: String,
+}
+
+#[derive(Deserialize)]
+struct Description {
+    project: Project,
+}
+
+#[derive(Deserialize)]
+struct Project {
+    name: String,
+    version: String,
+    dependencies: Vec<String>,
+}
+
+impl Checkout {
+    /// Looks at a checkout.
+    pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let dir = std::path::absolute(dir)?;
+        let path = dir.join(PROJECT);
+        let text = fs::read_to_string(&path);
+        let text = text.with_context(|| {
+            format!(
+                "{} is no checkout of tau2-bench: cannot read {PROJECT}",
+                dir.display()
+            )
+        })?;
+        let description: Description =
+            toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        let project = description.project;
+        let missing: Vec<&str> = FILES
+            .into_iter()
+            .filter(|file| !dir.join(file).exists())
+            .collect();
+        ensure!(
+            missing.is_empty(),
+            "the checkout {} lacks {}: clone tau2-bench anew, as snapshots leave out large files",
+            dir.display(),
+            missing.join(", ")
+        );
+        Ok(Self {
+            source: dir.join("src"),
+            data: dir.join("data"),
+            version: format!("{} {}", project.name, project.version),
+            packages: project.dependencies.join("\n") + "\n",
+        })
+    }
+
+    /// The interpreter of an environment with the packages that it needs, in the newest versions that it allows on the
+    /// day of the installation.
+    pub(super) fn install(
+        &self,
+        cache: &Path,
+        progress: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<PathBuf> {
+        let recipe = Recipe {
+            name: format!("tau2-upstream-{}", hash(&self.packages)),
+            packages: &self.packages,
+            locked: false,
+            minor: MINOR,
+        };
+        // The checkout is loaded by every run anyway.
+        recipe.make(cache, progress, |_| Ok(b"{}\n".to_vec()))?;
+        Ok(python_of(&cache.join(&recipe.name)))
+    }
+}
