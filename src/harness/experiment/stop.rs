@@ -129,7 +129,9 @@ fn ended(state: &State) -> String {
     let word = match state.phase {
         Phase::Done => "it was played to its end",
         Phase::Interrupted => "it was stopped before",
-        _ => "it failed before",
+        Phase::Preflight | Phase::Starting | Phase::Playing | Phase::Draining | Phase::Failed => {
+            "it failed before"
+        }
     };
     format!("nothing to stop: {word}")
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use futures_util::future::join;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -187,7 +188,7 @@ impl Record {
         }
         let mut versions = inputs.versions;
         versions.insert("kvgate".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-        let (machine, git) = tokio::join!(Machine::ask(), git::all(&checkouts));
+        let (machine, git) = join(Machine::ask(), git::all(&checkouts)).await;
         Self {
             run: inputs.run,
             began: Moment::at(now_s),

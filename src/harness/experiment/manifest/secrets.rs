@@ -98,7 +98,7 @@ pub(super) fn without_keys(command: &[String]) -> Vec<String> {
         }
         match arg.split_once('=') {
             Some((flag, _)) if flag.starts_with('-') && tells(flag) => {
-                shown.push(format!("{flag}={HIDDEN}"))
+                shown.push(format!("{flag}={HIDDEN}"));
             }
             _ => {
                 hide_next = arg.starts_with("--") && tells(arg);

@@ -85,7 +85,7 @@ fn a_running_experiment_shows_who_how_far_how_fast_and_when_something_last_happe
         "cell 2 of 3, thunder_c8: 40/100 tasks, 6.00 tasks/min, ETA 10 min; everything in 17 min",
         "last step 2 s ago, last task 14 s ago",
         "KV 81.9 %, 31 running, 0 waiting, 4 held (http://b)",
-        "watchdog: warn, program silent, tau2:retail:1, 60 s ago",
+        "watchdog, 60 s ago: tau2:retail:1 was served no step for 1739 s",
         "experiment.log",
         "| baseline_c8  | done    | 100/100 | 100 |      0 | 10 min | 10.00 tasks/min |",
         "| continuum_c8 | planned |",
