@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Bench, Hands, Played, Stage, Told, WorkloadOptions};
 use crate::clock::Clock;
+use crate::harness::child::own_executable;
 use crate::harness::experiment::oss::{
     self, Names, PROGRESS, Progress, Python, Settings, Verdict, What,
 };
@@ -99,6 +100,7 @@ impl Fork {
         Ok(Settings {
             checkout: self.checkout.clone(),
             python,
+            kvgate: own_executable()?,
             dir: stage.dir.clone(),
             gate: stage.url.clone(),
             policy: stage.policy.clone(),
