@@ -48,14 +48,18 @@ pub struct StepError {
     pub retryable: bool,
 }
 
-#[derive(Deserialize)]
-struct Models {
-    data: Vec<Model>,
+/// The body of `GET /v1/models`.
+#[derive(Debug, Deserialize)]
+pub struct Models {
+    /// The models that are served.
+    pub data: Vec<Model>,
 }
 
-#[derive(Deserialize)]
-struct Model {
-    id: String,
+/// One of them.
+#[derive(Debug, Deserialize)]
+pub struct Model {
+    /// Its name.
+    pub id: String,
 }
 
 impl Client {

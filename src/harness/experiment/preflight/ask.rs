@@ -9,7 +9,6 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use reqwest::Client;
 use rustix::process::{Resource, getrlimit};
-use serde::Deserialize;
 
 use super::clock::{self, Dated};
 use super::{
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::harness::experiment::{gpu, machine};
+use crate::harness::replay::client::Models;
 
 /// How long a server may take for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -310,17 +310,6 @@ async fn hear(http: &Client, need: &Endpoint) -> Heard {
         locked: status.is_some_and(|status| matches!(status.as_u16(), 401 | 403)),
         date,
     }
-}
-
-/// The body of `GET /v1/models`.
-#[derive(Deserialize)]
-struct Models {
-    data: Vec<Model>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    id: String,
 }
 
 async fn names(response: reqwest::Result<reqwest::Response>) -> Result<Vec<String>, String> {
