@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    calibrate, child, engine, journal, quickstart, reference, replay, report, simulator, traces,
-    vectors,
+    calibrate, child, engine, experiment, group, journal, quickstart, reference, replay, report,
+    simulator, traces, vectors,
 };
 use crate::proxy;
 
@@ -27,6 +27,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(args) => Ok(print_config(&args)),
         Command::Engine(args) => run_engine(args).await,
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Experiment(args) => experiment::run(args).await,
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args),
         Command::Reference(args) => Ok(reference::scripts::run(&args)),
@@ -113,12 +114,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lets the process open as many files as it may: a request takes two sockets, and many shells start at 1024.
 fn raise_open_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+    if let Err(error) = group::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -35,7 +35,8 @@ fn table(serve: &Command) -> String {
 
 /// The gate's own series as a Markdown table.
 fn series() -> String {
-    let metrics = Metrics::new(&["http://127.0.0.1:8000".to_owned()]).unwrap();
+    let metrics =
+        Metrics::new(&["http://127.0.0.1:8000".to_owned()], &["gpt-5".to_owned()]).unwrap();
     metrics.policy(&PolicySnapshot {
         values: vec![("a", 0.0)],
         estimates: vec![("a", 0.0)],

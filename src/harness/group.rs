@@ -1,10 +1,11 @@
-//! A child process that leads a process group of its own, ended with all that it started.
+//! A child process that leads a process group of its own, ended with all that it started; and how many files it may
+//! open.
 
 use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process_group, setrlimit};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -77,4 +78,20 @@ impl Drop for Leader {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
+}
+
+/// Lets this process, and those that it starts from now on, open as many files as they may: a request takes two
+/// sockets, and many shells start at 1024.
+///
+/// # Errors
+/// When the system refuses.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// How many files a process may open at most; `None` if any number.
+pub fn most_open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
 }

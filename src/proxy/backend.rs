@@ -19,6 +19,7 @@ use super::forward::{self, Exchange};
 use super::gate::Gate;
 use super::outgoing::Outgoing;
 use super::pool::{Pool, PoolConfig};
+use super::upstream::Upstream;
 use crate::policy::BackendId;
 use crate::telemetry::scrape::Scrape;
 
@@ -131,7 +132,7 @@ pub struct Backend {
     /// Where it is.
     pub url: BackendUrl,
     /// Connections to it.
-    pub pool: Pool,
+    pub upstream: Arc<Upstream>,
     status: Mutex<Status>,
 }
 
@@ -151,6 +152,12 @@ impl Backend {
             address: url.address(),
             idle_timeout: patience.idle,
             connect_timeout: patience.connect,
+            tls: None,
+        };
+        let upstream = Upstream {
+            title: format!("backend {url}"),
+            host_header: url.host_header.clone(),
+            pool: Pool::new(config),
         };
         let status = Status {
             cause: "not reached yet".to_owned(),
@@ -159,7 +166,7 @@ impl Backend {
         Self {
             id,
             url,
-            pool: Pool::new(config),
+            upstream: Arc::new(upstream),
             status: Mutex::new(status),
         }
     }
@@ -167,11 +174,6 @@ impl Backend {
     /// The URL, as records and errors name the backend.
     pub fn name(&self) -> String {
         self.url.to_string()
-    }
-
-    /// What requests to it carry as `Host`.
-    pub const fn host_header(&self) -> &HeaderValue {
-        &self.url.host_header
     }
 
     /// What is known of it now.
@@ -198,7 +200,7 @@ impl Backend {
 
     /// Scrapes once and tells the gate what changed; false if the scrape failed.
     pub async fn probe(&self, gate: &Gate) -> bool {
-        self.pool.reap();
+        self.upstream.pool.reap();
         match self.scrape().await {
             Ok((text, scrape)) => {
                 self.scraped(gate, text, scrape);
@@ -258,7 +260,7 @@ impl Backend {
             code => {
                 let cause = format!("/metrics answered with status {code}");
                 return Err(ProxyError::Closed {
-                    backend: self.name(),
+                    server: self.upstream.title.clone(),
                     cause,
                 });
             }
@@ -277,25 +279,25 @@ impl Backend {
         headers: HeaderMap,
         limit: Duration,
     ) -> Result<(http::StatusCode, Bytes), ProxyError> {
-        let outgoing = Outgoing::get(path, headers, self.host_header());
+        let outgoing = Outgoing::get(path, headers, &self.upstream.host_header);
         let Exchange {
             response,
             connection,
             ..
-        } = forward::send(self, outgoing, limit).await?;
+        } = forward::send(&self.upstream, outgoing, limit).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_SCRAPE_BYTES).collect();
         match tokio::time::timeout(limit, body).await {
             Ok(Ok(body)) => {
-                self.pool.give_back(connection);
+                self.upstream.pool.give_back(connection);
                 Ok((status, body.to_bytes()))
             }
             Ok(Err(error)) => Err(ProxyError::DiedMidStream {
-                backend: self.name(),
+                server: self.upstream.title.clone(),
                 cause: error.to_string(),
             }),
             Err(_) => Err(ProxyError::Stalled {
-                backend: self.name(),
+                server: self.upstream.title.clone(),
                 seconds: limit.as_secs_f64(),
             }),
         }

@@ -21,9 +21,10 @@ use super::flight::Flight;
 use super::forward::describe;
 use super::infer::ReplyHasher;
 use super::pool::Connection;
+use super::routes::Call;
 use super::state::Proxy;
+use super::upstream::Upstream;
 use crate::clock::machine_now;
-use crate::policy::BackendId;
 use crate::telemetry::observe::{BodyObserver, ResponseFacts, StreamObserver};
 
 /// What is learnt from the bytes that pass.
@@ -50,11 +51,40 @@ impl Watch {
     }
 }
 
-/// Whose response it is: the request's flight, and whether the gate asked for usage on the client's behalf.
+/// The request that a response is for.
+#[derive(Debug)]
+pub enum Stay {
+    /// One that the policy let pass.
+    Step(Flight),
+    /// One that took a route past the policy.
+    Call(Call),
+}
+
+impl Stay {
+    fn first_token(&mut self) {
+        match self {
+            Self::Step(flight) => flight.first_token(),
+            Self::Call(call) => call.first_token(),
+        }
+    }
+
+    fn end(&mut self, facts: &ResponseFacts) {
+        match self {
+            Self::Step(flight) => flight.end(facts),
+            Self::Call(call) => call.end(facts),
+        }
+    }
+
+    const fn is_inferred(&self) -> bool {
+        matches!(self, Self::Step(flight) if flight.is_inferred())
+    }
+}
+
+/// Whose response it is, and whether the gate asked for usage on the client's behalf.
 #[derive(Debug)]
 pub struct Watched {
     /// The request.
-    pub flight: Flight,
+    pub stay: Stay,
     /// The usage frame must not reach the client.
     pub hide_usage: bool,
 }
@@ -63,11 +93,11 @@ pub struct Watched {
 #[derive(Debug)]
 pub struct Relay {
     proxy: Arc<Proxy>,
-    backend: BackendId,
+    server: Arc<Upstream>,
     /// The backend's side; `None` once it has ended.
     incoming: Option<(Incoming, Connection)>,
     watch: Watch,
-    flight: Option<Flight>,
+    stay: Option<Stay>,
     /// What an inferred program's next request will be recognised by, until it is known.
     reply: Option<Box<ReplyHasher>>,
     pending: VecDeque<Bytes>,
@@ -80,15 +110,15 @@ impl Relay {
     /// A relay for a response with these headers. `watched` is `None` for requests outside the policy.
     pub fn new(
         proxy: Arc<Proxy>,
-        backend: BackendId,
         headers: &HeaderMap,
+        server: Arc<Upstream>,
         incoming: (Incoming, Connection),
         watched: Option<Watched>,
     ) -> Self {
-        let (flight, watch) = match watched {
+        let (stay, watch) = match watched {
             None => (None, Watch::Nothing),
             Some(watched) if is_event_stream(headers) => (
-                Some(watched.flight),
+                Some(watched.stay),
                 Watch::Events(StreamObserver::new(watched.hide_usage)),
             ),
             Some(watched) => {
@@ -96,10 +126,10 @@ impl Relay {
                     observer: BodyObserver::new(),
                     started: false,
                 };
-                (Some(watched.flight), watch)
+                (Some(watched.stay), watch)
             }
         };
-        let is_inferred = flight.as_ref().is_some_and(Flight::is_inferred);
+        let is_inferred = stay.as_ref().is_some_and(Stay::is_inferred);
         let reply = is_inferred.then(|| match watch {
             Watch::Events(_) => Box::new(ReplyHasher::streamed()),
             Watch::Json { .. } | Watch::Nothing => Box::new(ReplyHasher::whole()),
@@ -116,10 +146,10 @@ impl Relay {
         let incoming = Some(incoming);
         let mut relay = Self {
             proxy,
-            backend,
+            server,
             incoming,
             watch,
-            flight,
+            stay,
             reply,
             pending: VecDeque::new(),
             limit,
@@ -149,8 +179,8 @@ impl Relay {
                 observer.push(chunk, &mut |bytes| self.pending.push_back(bytes))
             }
         };
-        if first && let Some(flight) = &mut self.flight {
-            flight.first_token();
+        if first && let Some(stay) = &mut self.stay {
+            stay.first_token();
         }
         if replied {
             self.note_reply();
@@ -160,7 +190,7 @@ impl Relay {
     /// The reply is complete. The client may act on it before the response has ended.
     fn note_reply(&mut self) {
         let reply = self.reply.take().and_then(|reply| reply.digest());
-        if let (Some(reply), Some(flight)) = (reply, &self.flight)
+        if let (Some(reply), Some(Stay::Step(flight))) = (reply, &self.stay)
             && self.watch.facts().outcome().is_success()
         {
             flight.replied(reply);
@@ -184,11 +214,11 @@ impl Relay {
             observer.finish(&mut |bytes| self.pending.push_back(bytes));
         }
         if let Some((_, connection)) = self.incoming.take() {
-            self.proxy.backend(self.backend).pool.give_back(connection);
+            self.server.pool.give_back(connection);
         }
         self.note_reply();
-        if let Some(mut flight) = self.flight.take() {
-            flight.end(&self.watch.facts());
+        if let Some(mut stay) = self.stay.take() {
+            stay.end(&self.watch.facts());
         }
     }
 
@@ -196,9 +226,14 @@ impl Relay {
     /// length was promised.
     fn broke(&mut self, error: &ProxyError) -> Option<std::io::Error> {
         self.incoming = None;
-        self.proxy.metrics.refused(error.code());
-        if let Some(mut flight) = self.flight.take() {
-            flight.fail(error, &self.watch.facts());
+        let facts = self.watch.facts();
+        match self.stay.take() {
+            Some(Stay::Call(mut call)) => call.fail(error, &facts),
+            Some(Stay::Step(mut flight)) => {
+                self.proxy.metrics.refused(error.code());
+                flight.fail(error, &facts);
+            }
+            None => self.proxy.metrics.refused(error.code()),
         }
         if let Watch::Events(observer) = &mut self.watch {
             let mid_frame = observer.is_mid_frame();
@@ -227,19 +262,17 @@ impl Relay {
                 self.silence
                     .as_mut()
                     .reset((machine_now() + self.limit).into());
-                let backend = || self.proxy.backend(self.backend).name();
                 Poll::Ready(frame.map(|frame| {
                     frame.map_err(|e| ProxyError::DiedMidStream {
-                        backend: backend(),
+                        server: self.server.title.clone(),
                         cause: describe(&e),
                     })
                 }))
             }
             Poll::Pending => {
                 ready!(self.silence.as_mut().poll(cx));
-                let backend = self.proxy.backend(self.backend).name();
                 Poll::Ready(Some(Err(ProxyError::Stalled {
-                    backend,
+                    server: self.server.title.clone(),
                     seconds: self.limit.as_secs_f64(),
                 })))
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::backend::BackendUrl;
 use super::identity::Source;
+use super::routes::RouteConfig;
 use crate::policy;
 
 /// The checked configuration of a gate. Durations are machine time unless said otherwise.
@@ -19,6 +20,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The vLLM servers, at least one; their order gives the [`crate::policy::BackendId`]s.
     pub backends: Vec<BackendUrl>,
+    /// Requests of which models go elsewhere; no two have the same pattern.
+    pub routes: Vec<RouteConfig>,
     /// The policy and its own configuration.
     pub policy: policy::Config,
     /// Where programs are named, in order of precedence.
@@ -74,6 +77,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 1900)),
             backends: Vec::new(),
+            routes: Vec::new(),
             policy: policy::Config::Baseline(policy::baseline::Config::default()),
             identity: Source::defaults(),
             infer_programs: false,

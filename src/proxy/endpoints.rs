@@ -9,7 +9,7 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::backend::Backend;
 use super::error::ProxyError;
@@ -79,7 +79,8 @@ pub async fn metrics(State(proxy): State<Arc<Proxy>>) -> Response {
     ([(header::CONTENT_TYPE, EXPOSITION)], text).into_response()
 }
 
-/// `GET /v1/models`: the backend's own answer; with several backends, their models without repetitions.
+/// `GET /v1/models`: the backend's own answer; with several backends or with routes, all models without repetitions,
+/// the backends' first. A route for a glob names no model.
 ///
 /// The client's `Authorization` goes along: vLLM guards this path with its API key.
 pub async fn models(State(proxy): State<Arc<Proxy>>, headers: HeaderMap) -> Response {
@@ -103,12 +104,13 @@ pub async fn models(State(proxy): State<Arc<Proxy>>, headers: HeaderMap) -> Resp
             Ok(_) | Err(_) => {}
         }
     }
+    let routed = proxy.routes.models();
     match answers.len() {
         0 => refuse(&ProxyError::NoBackend {
             causes: proxy.causes(),
         }),
-        1 => as_json(StatusCode::OK, answers.swap_remove(0)),
-        _ => json(StatusCode::OK, &merge_models(&answers)),
+        1 if routed.is_empty() => as_json(StatusCode::OK, answers.swap_remove(0)),
+        _ => json(StatusCode::OK, &merge_models(&answers, &routed)),
     }
 }
 
@@ -122,7 +124,7 @@ struct ModelList {
     data: Vec<Value>,
 }
 
-fn merge_models(answers: &[Bytes]) -> ModelList {
+fn merge_models(answers: &[Bytes], routed: &[&str]) -> ModelList {
     let mut seen = BTreeSet::new();
     let mut data = Vec::new();
     for answer in answers {
@@ -136,6 +138,12 @@ fn merge_models(answers: &[Bytes]) -> ModelList {
             .into_iter()
             .filter(|model| seen.insert(model["id"].as_str().map(str::to_owned)));
         data.extend(new);
+    }
+    for model in routed {
+        if seen.insert(Some((*model).to_owned())) {
+            let entry = json!({"id": model, "object": "model", "created": 0, "owned_by": "kvgate"});
+            data.push(entry);
+        }
     }
     ModelList {
         object: "list",

@@ -41,6 +41,14 @@ pub enum ProxyError {
         /// The limit.
         seconds: f64,
     },
+    /// A stand-in is asked for something that it has no answer to.
+    #[error(
+        "route {route:?} is a stand-in, which knows POST /v1/chat/completions only; send that, or give the route urls"
+    )]
+    StandInPath {
+        /// The route.
+        route: String,
+    },
     /// A field that one of the gate's own endpoints needs is missing.
     #[error("{0}")]
     MissingField(&'static str),
@@ -86,10 +94,10 @@ pub enum ProxyError {
     #[error("the gate is shutting down; send the request to another instance, or try again later")]
     Draining,
     /// The backend could not be reached.
-    #[error("cannot connect to backend {backend}: {cause}; check that vLLM runs there")]
+    #[error("cannot connect to {server}: {cause}; check that it runs there")]
     Connect {
-        /// The backend's URL.
-        backend: String,
+        /// [`super::upstream::Upstream::title`].
+        server: String,
         /// What the operating system said.
         cause: String,
         /// Whether nobody listens there. A time-out, or a lack of descriptors or ports here, says nothing of that.
@@ -97,41 +105,41 @@ pub enum ProxyError {
     },
     /// The backend closed the connection before it answered.
     #[error(
-        "backend {backend} closed the connection before it answered: {cause}; it may have crashed, see its log"
+        "{server} closed the connection before it answered: {cause}; it may have crashed, see its log"
     )]
     Closed {
-        /// The backend's URL.
-        backend: String,
+        /// [`super::upstream::Upstream::title`].
+        server: String,
         /// What the transport said.
         cause: String,
     },
     /// The backend did not begin to answer in time.
     #[error(
-        "backend {backend} sent no response within {seconds} s; it may be stuck, see its log, or raise --first-byte-timeout"
+        "{server} sent no response within {seconds} s; it may be stuck, see its log, or raise --first-byte-timeout"
     )]
     FirstByteTimeout {
-        /// The backend's URL.
-        backend: String,
+        /// [`super::upstream::Upstream::title`].
+        server: String,
         /// The limit.
         seconds: f64,
     },
     /// The backend stopped in the middle of a response.
     #[error(
-        "backend {backend} sent nothing for {seconds} s in the middle of a response; it may be stuck, see its log, or raise --idle-timeout"
+        "{server} sent nothing for {seconds} s in the middle of a response; it may be stuck, see its log, or raise --idle-timeout"
     )]
     Stalled {
-        /// The backend's URL.
-        backend: String,
+        /// [`super::upstream::Upstream::title`].
+        server: String,
         /// The limit.
         seconds: f64,
     },
     /// The backend died in the middle of a response.
     #[error(
-        "backend {backend} closed the connection in the middle of a response: {cause}; it may have crashed, see its log"
+        "{server} closed the connection in the middle of a response: {cause}; it may have crashed, see its log"
     )]
     DiedMidStream {
-        /// The backend's URL.
-        backend: String,
+        /// [`super::upstream::Upstream::title`].
+        server: String,
         /// What the transport said.
         cause: String,
     },
@@ -208,6 +216,7 @@ impl ProxyError {
             Self::UnknownProgram { .. } => client(StatusCode::NOT_FOUND, "unknown_program", None),
             Self::BadPolicy(_) => client(StatusCode::BAD_REQUEST, "bad_policy", Some("policy")),
             Self::Unauthorized => client(StatusCode::UNAUTHORIZED, "unauthorized", None),
+            Self::StandInPath { .. } => client(StatusCode::BAD_REQUEST, "stand_in_path", None),
             Self::MissingField(_) => client(StatusCode::BAD_REQUEST, "missing_field", None),
             Self::UnknownBackend { .. } => client(StatusCode::BAD_REQUEST, "unknown_backend", None),
             Self::MethodNotAllowed(_) => {

@@ -13,6 +13,7 @@ use super::error::ProxyError;
 use super::gate::is_held;
 use super::infer::{Conversation, ReplyDigest, Ticket};
 use super::request::RequestView;
+use super::routes::{Role, Route};
 use super::state::Proxy;
 use super::verdict::{Admission, Answer, Arriving, Ending, Refusal, Verdict};
 use crate::policy::{BackendId, HoldReason, Outcome, RequestId};
@@ -37,6 +38,8 @@ pub struct Flight {
     status: u16,
     retries: u8,
     policy: &'static str,
+    /// The alias it came by, and whose call that is.
+    route: Option<(String, Role)>,
     open: bool,
 }
 
@@ -78,9 +81,15 @@ impl Flight {
             status: 0,
             retries: 0,
             policy: arrived.policy,
+            route: None,
             open: true,
         };
         (flight, arrived.answer)
+    }
+
+    /// The request came by this alias.
+    pub fn took(&mut self, route: Option<&Route>) {
+        self.route = route.map(|route| (route.name().to_owned(), route.role));
     }
 
     /// Waits for the decision.
@@ -229,6 +238,8 @@ impl Flight {
             backend: self.backend.map(|id| self.proxy.backend(id).name()),
             path: self.path.to_owned(),
             model: self.view.model.clone(),
+            route: self.route.as_ref().map(|(name, _)| name.clone()),
+            role: self.route.as_ref().map(|(_, role)| *role),
             stream: self.view.stream,
             hold_reason: self.hold_reason.map(|reason| reason.as_str().to_owned()),
             tool_gap_s: self.tool_gap.map(|gap| gap.as_secs_f64()),

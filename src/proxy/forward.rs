@@ -1,21 +1,24 @@
-//! Sends one request to one backend and waits for the head of its response.
+//! Sends one request to one server and waits for the head of its response.
 
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
 
-use super::backend::Backend;
 use super::error::ProxyError;
 use super::outgoing::Outgoing;
 use super::pool::Connection;
+use super::upstream::Upstream;
 
 /// A response whose body is still to come, and the connection it comes on.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Status, headers and body of the backend.
+    /// Who answers.
+    pub server: Arc<Upstream>,
+    /// Status, headers and body of the server.
     pub response: Response<Incoming>,
     /// Given back to the pool once the body was read to its end; dropped to abort it.
     pub connection: Connection,
@@ -31,44 +34,44 @@ pub struct Exchange {
 /// # Errors
 /// [`ProxyError::Connect`], [`ProxyError::Closed`] or [`ProxyError::FirstByteTimeout`].
 pub async fn send(
-    backend: &Backend,
+    server: &Arc<Upstream>,
     outgoing: Outgoing,
     limit: Duration,
 ) -> Result<Exchange, ProxyError> {
-    match tokio::time::timeout(limit, attempt(backend, outgoing)).await {
+    match tokio::time::timeout(limit, attempt(server, outgoing)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(ProxyError::FirstByteTimeout {
-            backend: backend.name(),
+            server: server.title.clone(),
             seconds: limit.as_secs_f64(),
         }),
     }
 }
 
-async fn attempt(backend: &Backend, outgoing: Outgoing) -> Result<Exchange, ProxyError> {
-    let connection = backend
+async fn attempt(server: &Arc<Upstream>, outgoing: Outgoing) -> Result<Exchange, ProxyError> {
+    let connection = server
         .pool
         .checkout()
         .await
-        .map_err(|error| unreachable(backend, &error))?;
+        .map_err(|error| unreachable(server, &error))?;
     if !connection.reused {
-        return exchange(backend, connection, outgoing, 0).await;
+        return exchange(server, connection, outgoing, 0).await;
     }
     let heard = connection.listen_anew();
-    match exchange(backend, connection, outgoing.clone(), 0).await {
+    match exchange(server, connection, outgoing.clone(), 0).await {
         Err(ProxyError::Closed { .. }) if !heard.load(Ordering::Relaxed) => {
-            let connection = backend
+            let connection = server
                 .pool
                 .connect()
                 .await
-                .map_err(|error| unreachable(backend, &error))?;
-            exchange(backend, connection, outgoing, 1).await
+                .map_err(|error| unreachable(server, &error))?;
+            exchange(server, connection, outgoing, 1).await
         }
         outcome => outcome,
     }
 }
 
 async fn exchange(
-    backend: &Backend,
+    server: &Arc<Upstream>,
     mut connection: Connection,
     outgoing: Outgoing,
     retries: u8,
@@ -79,20 +82,21 @@ async fn exchange(
         .await
     {
         Ok(response) => Ok(Exchange {
+            server: Arc::clone(server),
             response,
             connection,
             retries,
         }),
         Err(error) => Err(ProxyError::Closed {
-            backend: backend.name(),
+            server: server.title.clone(),
             cause: describe(&error),
         }),
     }
 }
 
-fn unreachable(backend: &Backend, error: &io::Error) -> ProxyError {
+fn unreachable(server: &Upstream, error: &io::Error) -> ProxyError {
     ProxyError::Connect {
-        backend: backend.name(),
+        server: server.title.clone(),
         cause: error.to_string(),
         refused: matches!(
             error.kind(),

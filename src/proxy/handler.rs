@@ -11,14 +11,16 @@ use hyper::body::{Body, Incoming};
 
 use super::Config;
 use super::backend::Backend;
-use super::body::{Relay, Watched};
+use super::body::{Relay, Stay, Watched};
 use super::error::ProxyError;
 use super::flight::Flight;
 use super::forward::{self, Exchange};
+use super::identity::Source;
 use super::infer::Conversation;
 use super::outgoing::{Outgoing, strip_hop_by_hop};
 use super::request::{Api, RequestView};
 use super::router::GateBody;
+use super::routes::{Route, Way, endpoint, stand_in};
 use super::state::Proxy;
 use super::verdict::Admission;
 use crate::policy::BackendId;
@@ -41,19 +43,76 @@ pub async fn forward(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<
     })
 }
 
-/// A generation request: the policy decides when and where it runs.
+/// A generation request: to the policy, or along its model's route.
 async fn generate(
     proxy: Arc<Proxy>,
     api: Api,
     path: &'static str,
     request: Request<Incoming>,
 ) -> Result<Response<GateBody>, ProxyError> {
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let body = read(body, &proxy.config).await?;
     let view = RequestView::parse(api, &parts.headers, &body, &proxy.config.identity)?;
     if view.model.is_none() && proxy.config.require_model {
         return Err(ProxyError::MissingModel);
     }
+    let asked = Asked {
+        path,
+        parts,
+        body,
+        view,
+    };
+    let model = asked.view.model.as_deref();
+    let Some(route) = model.and_then(|model| proxy.routes.find(model)).cloned() else {
+        return schedule(proxy, asked, None).await;
+    };
+    match &route.way {
+        Way::Scheduled => {
+            let asked = asked.aliased(api, &route, &proxy.config.identity)?;
+            schedule(proxy, asked, Some(&route)).await
+        }
+        Way::Endpoints(servers) => Ok(endpoint::ask(proxy, &route, servers, asked).await),
+        Way::StandIn(stand_in) => Ok(stand_in::answer(proxy, &route, stand_in, asked).await),
+    }
+}
+
+/// A generation request as it was read.
+#[derive(Debug)]
+pub struct Asked {
+    /// Its path.
+    pub path: &'static str,
+    /// Its line and headers.
+    pub parts: Parts,
+    /// Its body.
+    pub body: Bytes,
+    /// What the gate reads of it.
+    pub view: RequestView,
+}
+
+impl Asked {
+    /// The same request for the model that `route` sends in place of the one asked for.
+    fn aliased(self, api: Api, route: &Route, identity: &[Source]) -> Result<Self, ProxyError> {
+        let body = route.rewritten(&self.body);
+        let view = RequestView {
+            model: self.view.model,
+            ..RequestView::parse(api, &self.parts.headers, &body, identity)?
+        };
+        Ok(Self { body, view, ..self })
+    }
+}
+
+/// The policy decides when and where the request runs.
+async fn schedule(
+    proxy: Arc<Proxy>,
+    asked: Asked,
+    route: Option<&Route>,
+) -> Result<Response<GateBody>, ProxyError> {
+    let Asked {
+        path,
+        mut parts,
+        body,
+        view,
+    } = asked;
     let splice = view.splice.clone().filter(|_| proxy.config.ask_for_usage);
     let place = view.priority.filter(|_| proxy.config.forward_priority);
     let conversation = conversation(&proxy, path, &view, &body);
@@ -64,6 +123,7 @@ async fn generate(
         path,
         body.len() as u64,
     );
+    flight.took(route);
     drop(conversation);
     let served = async {
         let Admission {
@@ -73,22 +133,23 @@ async fn generate(
         let ranked = place.zip(priority);
         let rank = ranked.and_then(|(place, priority)| place.put(priority, &mut parts.headers));
         let splices = [rank.as_ref(), splice.as_ref()];
-        let outgoing = Outgoing::new(parts, &body, splices, proxy.backend(id).host_header());
+        let outgoing = Outgoing::new(
+            parts,
+            &body,
+            splices,
+            &proxy.backend(id).upstream.host_header,
+        );
         drop(body);
-        exchange(&proxy, id, outgoing)
-            .await
-            .map(|exchange| (id, exchange))
+        exchange(&proxy, id, outgoing).await
     };
     match served.await {
-        Ok((id, exchange)) => {
+        Ok(exchange) => {
             flight.head(exchange.response.status(), exchange.retries);
-            let hide_usage = splice.is_some();
-            Ok(relay(
-                proxy,
-                id,
-                exchange,
-                Some(Watched { flight, hide_usage }),
-            ))
+            let watched = Watched {
+                stay: Stay::Step(flight),
+                hide_usage: splice.is_some(),
+            };
+            Ok(relay(proxy, exchange, Some(watched)))
         }
         Err(error) => {
             flight.fail(&error, &ResponseFacts::default());
@@ -125,9 +186,14 @@ async fn pass(
     }
     let id = choose(&proxy, &mut parts)?;
     let body = read(body, &proxy.config).await?;
-    let outgoing = Outgoing::new(parts, &body, [None, None], proxy.backend(id).host_header());
+    let outgoing = Outgoing::new(
+        parts,
+        &body,
+        [None, None],
+        &proxy.backend(id).upstream.host_header,
+    );
     let exchange = exchange(&proxy, id, outgoing).await?;
-    Ok(relay(proxy, id, exchange, None))
+    Ok(relay(proxy, exchange, None))
 }
 
 fn choose(proxy: &Proxy, parts: &mut Parts) -> Result<BackendId, ProxyError> {
@@ -158,7 +224,7 @@ async fn exchange(
     outgoing: Outgoing,
 ) -> Result<Exchange, ProxyError> {
     let backend = proxy.backend(id);
-    let outcome = forward::send(backend, outgoing, proxy.config.first_byte_timeout).await;
+    let outcome = forward::send(&backend.upstream, outgoing, proxy.config.first_byte_timeout).await;
     if let Err(ProxyError::Connect {
         cause,
         refused: true,
@@ -170,10 +236,9 @@ async fn exchange(
     outcome
 }
 
-/// The backend's response for the client: same status, headers and bytes, but for the connection's own headers.
-fn relay(
+/// The server's response for the client: same status, headers and bytes, but for the connection's own headers.
+pub(super) fn relay(
     proxy: Arc<Proxy>,
-    id: BackendId,
     exchange: Exchange,
     watched: Option<Watched>,
 ) -> Response<GateBody> {
@@ -186,8 +251,8 @@ fn relay(
     }
     let relay = Relay::new(
         proxy,
-        id,
         &parts.headers,
+        exchange.server,
         (incoming, exchange.connection),
         watched,
     );

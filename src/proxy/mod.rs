@@ -24,11 +24,13 @@ pub mod pool;
 pub mod programs;
 pub mod request;
 pub mod router;
+pub mod routes;
 pub mod sampler;
 pub mod scan;
 pub mod sequencer;
 pub mod server;
 pub mod state;
+pub mod upstream;
 pub mod verdict;
 
 pub use config::Config;

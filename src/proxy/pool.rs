@@ -1,4 +1,4 @@
-//! Connections to one backend: a stack of idle ones, newest on top.
+//! Connections to one server: a stack of idle ones, newest on top.
 //!
 //! vLLM's server closes a connection that idles for 5 s. A connection is used again only while it has idled for
 //! less than that (3 s by default), and the caller is told that it was, so that a failure before the first byte
@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::outgoing::RequestBody;
+use super::routes::tls::Tls;
 use crate::clock::machine_now;
 
 /// The most idle connections kept; one more is closed.
@@ -28,7 +29,7 @@ const MAX_IDLE: usize = 1024;
 /// that the backend has answered early may never be.
 const READY_WAIT: Duration = Duration::from_millis(20);
 
-/// Where a backend listens and how patient the gate is with its connections.
+/// Where a server listens and how patient the gate is with its connections.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
     /// `host:port`.
@@ -37,6 +38,8 @@ pub struct PoolConfig {
     pub idle_timeout: Duration,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
+    /// How the connection is encrypted; `None` for one that is not.
+    pub tls: Option<Tls>,
 }
 
 /// A connection in use. Dropping it closes it, which aborts the request on it.
@@ -62,12 +65,12 @@ impl Connection {
 
 /// A socket that notes whether anything came.
 #[derive(Debug)]
-struct Heard {
-    socket: TcpStream,
+struct Heard<S> {
+    socket: S,
     heard: Arc<AtomicBool>,
 }
 
-impl AsyncRead for Heard {
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -82,7 +85,7 @@ impl AsyncRead for Heard {
     }
 }
 
-impl AsyncWrite for Heard {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -112,7 +115,7 @@ impl AsyncWrite for Heard {
     }
 }
 
-/// The idle connections to one backend.
+/// The idle connections to one server.
 #[derive(Debug)]
 pub struct Pool {
     config: PoolConfig,
@@ -148,31 +151,19 @@ impl Pool {
     /// # Errors
     /// What the operating system said, or `TimedOut`.
     pub async fn connect(&self) -> io::Result<Connection> {
-        let stream = tokio::time::timeout(
-            self.config.connect_timeout,
-            TcpStream::connect(&self.config.address),
-        )
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))??;
-        stream.set_nodelay(true)?;
-        let heard = Arc::new(AtomicBool::new(false));
-        let socket = Heard {
-            socket: stream,
-            heard: Arc::clone(&heard),
-        };
-        let (sender, driver) = http1::handshake(TokioIo::new(socket))
+        // Boxed, so that a request does not carry the size of a handshake from its arrival to its end.
+        tokio::time::timeout(self.config.connect_timeout, Box::pin(self.open()))
             .await
-            .map_err(io::Error::other)?;
-        let driver = tokio::spawn(async move {
-            // An error here reaches the request as well, which reports it.
-            drop(driver.await);
-        });
-        Ok(Connection {
-            sender,
-            reused: false,
-            heard,
-            _driver: AbortOnDropHandle::new(driver),
-        })
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))?
+    }
+
+    async fn open(&self) -> io::Result<Connection> {
+        let stream = TcpStream::connect(&self.config.address).await?;
+        stream.set_nodelay(true)?;
+        match &self.config.tls {
+            None => drive(stream).await,
+            Some(tls) => drive(tls.encrypt(stream).await?).await,
+        }
     }
 
     /// Keeps a connection whose response was read to its end.
@@ -211,4 +202,29 @@ impl Pool {
     fn is_stale(&self, since: Instant) -> bool {
         machine_now().saturating_duration_since(since) >= self.config.idle_timeout
     }
+}
+
+/// Speaks HTTP over a socket, in a task of its own.
+async fn drive<S>(socket: S) -> io::Result<Connection>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let heard = Arc::new(AtomicBool::new(false));
+    let socket = Heard {
+        socket,
+        heard: Arc::clone(&heard),
+    };
+    let (sender, driver) = http1::handshake(TokioIo::new(socket))
+        .await
+        .map_err(io::Error::other)?;
+    let driver = tokio::spawn(async move {
+        // An error here reaches the request as well, which reports it.
+        drop(driver.await);
+    });
+    Ok(Connection {
+        sender,
+        reused: false,
+        heard,
+        _driver: AbortOnDropHandle::new(driver),
+    })
 }

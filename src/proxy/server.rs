@@ -26,6 +26,7 @@ use super::backend::{Backend, Patience};
 use super::gate::Gate;
 use super::programs::Limits;
 use super::router;
+use super::routes::{RouteError, Routes};
 use super::sampler;
 use super::sequencer::Sequencer;
 use super::state::Proxy;
@@ -73,6 +74,9 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A route cannot be set up.
+    #[error(transparent)]
+    Route(#[from] RouteError),
     /// No backend is configured.
     #[error("no backend is configured; add --backend http://HOST:PORT")]
     NoBackends,
@@ -196,6 +200,7 @@ fn assemble(
     let backends: Box<[Backend]> = urls
         .map(|(url, id)| Backend::new(BackendId(id), url, patience))
         .collect();
+    let routes = Routes::new(&config.routes, patience)?;
     let limits = Limits {
         program_idle: config.program_idle,
         max_programs: config.max_programs,
@@ -208,7 +213,7 @@ fn assemble(
         sequencer,
         Clock::scaled(config.time_scale, config.time_epoch),
     );
-    Ok(Proxy::new(config, gate, backends, recorder)?)
+    Ok(Proxy::new(config, gate, backends, routes, recorder)?)
 }
 
 /// A new journal that begins with the policy it is about.

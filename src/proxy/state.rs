@@ -10,6 +10,7 @@ use super::backend::Backend;
 use super::control::Recent;
 use super::gate::Gate;
 use super::infer::{Conversation, Inference, InferredId, Limits, ReplyDigest, Ticket};
+use super::routes::Routes;
 use crate::policy::{BackendId, Time};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recorder::Recorder;
@@ -23,6 +24,8 @@ pub struct Proxy {
     pub gate: Gate,
     /// The backends, by [`BackendId`].
     pub backends: Box<[Backend]>,
+    /// Where requests of some models go instead.
+    pub routes: Routes,
     /// Records of steps and samples.
     pub recorder: Recorder,
     /// kvgate's own series.
@@ -47,13 +50,14 @@ impl Proxy {
         config: Config,
         gate: Gate,
         backends: Box<[Backend]>,
+        routes: Routes,
         recorder: Recorder,
     ) -> prometheus::Result<Self> {
         let names: Vec<String> = backends.iter().map(Backend::name).collect();
         // Plain data always serialises.
         let settings = serde_json::to_value(&config.policy).unwrap_or_default();
         let ready = AtomicBool::new(true);
-        let metrics = Metrics::new(&names)?;
+        let metrics = Metrics::new(&names, &routes.names())?;
         let inference = config.infer_programs.then(|| {
             Mutex::new(Inference::new(Limits {
                 max_programs: config.max_programs,
@@ -64,6 +68,7 @@ impl Proxy {
             config,
             gate,
             backends,
+            routes,
             recorder,
             metrics,
             settings: Mutex::new(settings),

@@ -9,6 +9,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::route_series::RouteSeries;
 use crate::policy::{BackendId, HoldReason, Outcome, PolicySnapshot};
 
 /// Buckets of every latency histogram, in seconds: agents' steps last from milliseconds to minutes.
@@ -32,6 +33,8 @@ pub struct Metrics {
     requests: RequestSeries,
     backends: Vec<BackendSeries>,
     policy: PolicySeries,
+    /// Requests past the policy.
+    pub routes: RouteSeries,
     retries: IntCounter,
     records_dropped: IntCounter,
 }
@@ -167,11 +170,11 @@ impl PolicySeries {
 }
 
 impl Metrics {
-    /// The series of a gate with these backends, by URL in [`BackendId`] order.
+    /// The series of a gate with these backends, by URL in [`BackendId`] order, and these routes past the policy.
     ///
     /// # Errors
     /// Never in practice: when a series' name is malformed or used twice.
-    pub fn new(backends: &[String]) -> prometheus::Result<Self> {
+    pub fn new(backends: &[String], routes: &[String]) -> prometheus::Result<Self> {
         let family = Family(Registry::new());
         let retries = "Transparent retries on a fresh connection.";
         let dropped = "Records lost because the writer's queue was full.";
@@ -179,6 +182,7 @@ impl Metrics {
             requests: RequestSeries::new(&family)?,
             backends: BackendSeries::all(&family, backends)?,
             policy: PolicySeries::new(&family)?,
+            routes: RouteSeries::new(&family, routes)?,
             retries: family.counter("kvgate_upstream_retries_total", retries)?,
             records_dropped: family.counter("kvgate_records_dropped_total", dropped)?,
             registry: family.0,
@@ -299,7 +303,7 @@ impl Metrics {
 }
 
 /// Makes series and registers them.
-struct Family(Registry);
+pub(super) struct Family(Registry);
 
 impl Family {
     fn register<C: prometheus::core::Collector + Clone + 'static>(
@@ -314,7 +318,7 @@ impl Family {
         self.register(IntCounter::new(name, help)?)
     }
 
-    fn counters(
+    pub(super) fn counters(
         &self,
         name: &str,
         help: &str,
@@ -327,7 +331,12 @@ impl Family {
         self.register(IntGauge::new(name, help)?)
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    pub(super) fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntGaugeVec> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -343,7 +352,7 @@ impl Family {
         self.register(Histogram::with_opts(latency(name, help))?)
     }
 
-    fn histograms(
+    pub(super) fn histograms(
         &self,
         name: &str,
         help: &str,
@@ -363,7 +372,11 @@ mod tests {
     use crate::policy::Tokens;
 
     fn fresh() -> Metrics {
-        Metrics::new(&["http://a:1".to_owned(), "http://b:2".to_owned()]).unwrap()
+        Metrics::new(
+            &["http://a:1".to_owned(), "http://b:2".to_owned()],
+            &["gpt-5".to_owned()],
+        )
+        .unwrap()
     }
 
     /// Whether the rendered text has this line.
@@ -388,6 +401,9 @@ mod tests {
             "kvgate_scrape_failures_total{backend=\"http://a:1\"} 0",
             "kvgate_resident_tokens 0",
             "kvgate_client_gone_total{state=\"held\"} 0",
+            "kvgate_route_requests_total{outcome=\"stop\",route=\"gpt-5\"} 0",
+            "kvgate_route_in_flight{route=\"gpt-5\"} 0",
+            "kvgate_route_seconds_count{route=\"gpt-5\"} 0",
         ] {
             assert!(text.lines().any(|line| line == series), "{series}\n{text}");
         }

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod observe;
 pub mod prometheus_text;
 pub mod recorder;
+pub mod route_series;
 pub mod scrape;
 pub mod sse;
 pub mod step;

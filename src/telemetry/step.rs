@@ -8,7 +8,21 @@ use crate::policy::{Time, Tokens};
 /// The outcome of a request that the backend refused because it does not fit the model's context.
 pub const CONTEXT_OVERFLOW: &str = "context_overflow";
 
-/// One request of one step, as a line of `<run>/steps.jsonl`.
+/// Whose call a request with a route is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The agent's own: a step of its program like any other.
+    Agent,
+    /// An expert model that the agent asks within a step or between two.
+    Expert,
+    /// The simulated user.
+    User,
+    /// A model that judges a finished task.
+    Judge,
+}
+
+/// One request, as a line of `<run>/steps.jsonl`.
 ///
 /// Times are Unix seconds of the run's clock, `None` where the moment was never reached; durations are seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,12 +33,19 @@ pub struct StepRecord {
     pub step_index: u32,
     /// The policy that decided.
     pub policy: String,
-    /// URL of the backend that served the request; `None` if it was never admitted.
+    /// URL of the backend or endpoint that served the request; `None` if it was never admitted, or none did.
     pub backend: Option<String>,
     /// Request path, such as `/v1/chat/completions`.
     pub path: String,
     /// The `model` the client asked for.
     pub model: Option<String>,
+    /// The route that the request took, as it is written in the configuration; absent for one that took none. Unless
+    /// [`Role::Agent`] took it, the request was no step, and its `step_index` says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Whose call it was, where it took a route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Whether the client asked for a stream.
     pub stream: bool,
     /// The request was parsed.

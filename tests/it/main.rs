@@ -21,5 +21,6 @@ mod infer;
 mod metrics;
 mod passthrough;
 mod priority;
+mod routes;
 mod streaming;
 mod support;

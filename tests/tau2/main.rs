@@ -8,7 +8,10 @@
 )]
 
 mod pool;
+#[path = "../support/python.rs"]
+mod python;
 mod real;
 #[path = "../support/server.rs"]
 mod server;
 mod support;
+mod upstream;

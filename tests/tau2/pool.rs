@@ -15,7 +15,8 @@ use kvgate::harness::tau2::settings::{Patience, Settings};
 use rustix::process::{Pid, test_kill_process};
 use tempfile::TempDir;
 
-use crate::support::{Run, settings, there_is_a_python};
+use crate::python::there_is_a_python;
+use crate::support::{Run, settings};
 
 /// Short enough for a test to wait for it.
 const SOON: Duration = Duration::from_millis(200);

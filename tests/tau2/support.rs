@@ -1,7 +1,6 @@
 //! What the tests of tau2 share: a Python, settings, and a run whose events are written down.
 
 use std::path::Path;
-use std::process::Command;
 
 use jiff::tz::TimeZone;
 use kvgate::harness::tau2::environment::Environment;
@@ -13,21 +12,6 @@ use kvgate::harness::tau2::remote::{self, Remote};
 use kvgate::harness::tau2::settings::{Identity, Patience, Player, Secret, Settings};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-
-/// What the benchmark needs of a Python.
-const IS_NEW_ENOUGH: &str = "import sys; sys.exit(sys.version_info < (3, 10))";
-
-/// Whether the tests that need a Python can run.
-pub(crate) fn there_is_a_python() -> bool {
-    let asked = Command::new("python3").args(["-c", IS_NEW_ENOUGH]).status();
-    let found = asked.is_ok_and(|status| status.success());
-    let required = std::env::var_os("KVGATE_REQUIRE_PYTHON").is_some();
-    assert!(found || !required, "no Python of 3.10 or later");
-    if !found {
-        println!("skipped: no Python of 3.10 or later");
-    }
-    found
-}
 
 pub(crate) fn player(gate: &str) -> Player {
     let arguments = serde_json::json!({"temperature": 0.0, "timeout": 120, "num_retries": 0});

@@ -2,15 +2,19 @@
 
 use std::collections::HashMap;
 
-use super::{Call, CallKind, Edge, Prefix, Program, Request, Role, Run, Step};
+use super::{Call, CallKind, Edge, Prefix, Program, Request, Role as Speaker, Run, Step};
 use crate::harness::rundir::{Ending, Manifest, ProgramRecord, StepSource};
 use crate::telemetry::StepRecord;
+use crate::telemetry::step::Role;
 
 /// Takes records in any order; [`Builder::finish`] gives the run.
 #[derive(Debug)]
 pub struct Builder {
     run: Run,
     programs: HashMap<String, u32>,
+    /// Calls past the policy, with the program they name: it is looked for in the end, since its first step may be
+    /// recorded after them.
+    routed: Vec<(Option<String>, Call)>,
     /// Whether anything recorded how programs ended.
     recorded: bool,
 }
@@ -36,12 +40,17 @@ impl Builder {
         Self {
             run,
             programs: HashMap::new(),
+            routed: Vec::new(),
             recorded: false,
         }
     }
 
-    /// Adds a request.
+    /// Adds a request: a step, or a call that took a route past the policy.
     pub fn step(&mut self, record: &StepRecord) {
+        if let Some(kind) = record.role.and_then(call_kind) {
+            self.routed_call(kind, record);
+            return;
+        }
         let run = &mut self.run;
         if run.policy.is_empty() {
             run.policy.clone_from(&record.policy);
@@ -84,6 +93,7 @@ impl Builder {
 
     /// The run. Where nothing recorded programs, one whose last request was served counts as done.
     pub fn finish(mut self, programs_expected: bool) -> Run {
+        self.place_routed_calls();
         self.run.intake.programs_derived = !self.recorded && !programs_expected;
         if self.run.intake.programs_derived {
             self.derive_endings();
@@ -92,6 +102,60 @@ impl Builder {
             "unknown".clone_into(&mut self.run.policy);
         }
         self.run
+    }
+
+    /// A call of an expert, a user or a judge.
+    fn routed_call(&mut self, kind: CallKind, record: &StepRecord) {
+        if !is_served(record) {
+            let route = record.route.as_deref().unwrap_or_default();
+            self.run
+                .count_error(&format!("route {route}: {}", cause(record)));
+            return;
+        }
+        let call = Call {
+            kind,
+            program: None,
+            step: 0,
+            ended_s: record.finished_s,
+            seconds: record.finished_s - record.arrived_s,
+        };
+        self.routed.push((record.program.clone(), call));
+    }
+
+    /// Gives the calls past the policy their programs, and the step that each was made in or after.
+    fn place_routed_calls(&mut self) {
+        if self.routed.is_empty() {
+            return;
+        }
+        let mut begins: Vec<Vec<(f64, u32)>> = vec![Vec::new(); self.run.programs.len()];
+        for step in &self.run.steps {
+            let own = step
+                .program
+                .and_then(|program| begins.get_mut(program as usize));
+            if let Some(own) = own {
+                own.push((step.started_s, step.index));
+            }
+        }
+        for begins in &mut begins {
+            begins.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
+        for (name, mut call) in std::mem::take(&mut self.routed) {
+            let program = name.and_then(|name| self.known(&name));
+            if let Some(begins) = program.and_then(|program| begins.get(program as usize)) {
+                let began_s = call.ended_s - call.seconds;
+                let before = begins.partition_point(|(started_s, _)| *started_s <= began_s);
+                call.step = before.checked_sub(1).map_or(0, |last| begins[last].1);
+            }
+            call.program = program;
+            self.run.calls.push(call);
+        }
+    }
+
+    /// The program called `name`, or whose user is.
+    fn known(&self, name: &str) -> Option<u32> {
+        let known = self.programs.get(name);
+        let of_user = || self.programs.get(name.strip_suffix(USER_SUFFIX)?);
+        known.or_else(of_user).copied()
     }
 
     fn derive_endings(&mut self) {
@@ -185,6 +249,19 @@ impl Builder {
     }
 }
 
+/// What the simulated user of a program is called, behind the program's name; to reports and watchdogs the two are one.
+pub const USER_SUFFIX: &str = ":user";
+
+/// What sort of call a role makes; `None` for steps.
+const fn call_kind(role: Role) -> Option<CallKind> {
+    match role {
+        Role::Agent => None,
+        Role::Expert => Some(CallKind::ExpertCall),
+        Role::User => Some(CallKind::UserSim),
+        Role::Judge => Some(CallKind::Evaluator),
+    }
+}
+
 /// Whether a backend served the step to its end.
 pub fn is_served(step: &StepRecord) -> bool {
     step.status == 200 && matches!(step.outcome.as_str(), "stop" | "length" | "tool_calls")
@@ -194,8 +271,8 @@ pub fn is_served(step: &StepRecord) -> bool {
 fn edge(record: &StepRecord) -> Edge {
     let calls = record.tool.is_some() || record.outcome == "tool_calls";
     Edge {
-        from: Role::Agent,
-        to: if calls { Role::Env } else { Role::User },
+        from: Speaker::Agent,
+        to: if calls { Speaker::Env } else { Speaker::User },
     }
 }
 
@@ -205,5 +282,66 @@ fn cause(record: &StepRecord) -> String {
         ("", 0) => "no outcome recorded".to_owned(),
         (outcome, 0 | 200) => outcome.to_owned(),
         (outcome, status) => format!("{outcome} ({status})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(program: &str, arrived_s: f64, role: Option<Role>) -> StepRecord {
+        StepRecord {
+            program: Some(program.to_owned()),
+            route: role.map(|_| "gpt-*".to_owned()),
+            role,
+            arrived_s,
+            finished_s: arrived_s + 1.0,
+            outcome: "stop".to_owned(),
+            status: 200,
+            ..StepRecord::default()
+        }
+    }
+
+    #[test]
+    fn a_call_past_the_policy_is_no_step_and_belongs_to_its_program() {
+        let mut builder = Builder::new(None, StepSource::Gate);
+        // The user speaks before the agent does, under a name of its own; nobody else has it.
+        builder.step(&record("p:user", 1.0, Some(Role::User)));
+        for (index, arrived_s) in [(0, 2.0), (1, 4.0)] {
+            builder.step(&StepRecord {
+                step_index: index,
+                ..record("p", arrived_s, None)
+            });
+        }
+        builder.step(&record("p", 3.5, Some(Role::Expert)));
+        builder.step(&record("p", 9.0, Some(Role::Judge)));
+        builder.step(&StepRecord {
+            step_index: 2,
+            ..record("p", 9.5, Some(Role::Agent))
+        });
+        builder.step(&StepRecord {
+            outcome: "failed".to_owned(),
+            status: 500,
+            ..record("p", 9.0, Some(Role::Expert))
+        });
+
+        let run = builder.finish(false);
+        assert_eq!((run.steps.len(), run.programs.len()), (3, 1));
+        assert_eq!(run.programs[0].ending, Some(Ending::Done));
+        let beside: Vec<_> = run
+            .calls
+            .iter()
+            .filter(|call| call.kind != CallKind::LlmCall)
+            .map(|call| (call.kind, call.program, call.step))
+            .collect();
+        assert_eq!(
+            beside,
+            [
+                (CallKind::UserSim, Some(0), 0),
+                (CallKind::ExpertCall, Some(0), 0),
+                (CallKind::Evaluator, Some(0), 1),
+            ]
+        );
+        assert_eq!(run.errors["route gpt-*: failed (500)"], 1);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 use kvgate::policy::Policy;
+use kvgate::proxy::routes::{Endpoints, Pattern, Role, RouteConfig, Target};
 use kvgate::proxy::{self, Config, DrainReport};
 use serde_json::Value;
 
@@ -196,4 +197,27 @@ pub(crate) fn set_drain_settle(config: &mut Config, settle: Duration) {
 pub(crate) fn set_stall_timeout(config: &mut Config, timeout: Duration) {
     config.first_byte_timeout = timeout;
     config.idle_timeout = timeout;
+}
+
+/// A route to these URLs, with nothing else set.
+pub(crate) fn to_urls(model: &str, urls: &[String]) -> RouteConfig {
+    route(
+        model,
+        Target::Endpoints(Endpoints {
+            urls: urls.iter().map(|url| url.parse().unwrap()).collect(),
+            key: None,
+            ca_file: None,
+        }),
+    )
+}
+
+/// A route to `target`, of experts.
+pub(crate) fn route(model: &str, target: Target) -> RouteConfig {
+    RouteConfig {
+        pattern: Pattern::new(model.to_owned()),
+        role: Role::Expert,
+        model: None,
+        drop_fields: Vec::new(),
+        target,
+    }
 }

@@ -142,7 +142,9 @@ impl Policy for Shut {
             }
             Event::BackendUp { backend, .. } => drop(self.backends.insert(*backend)),
             Event::BackendDown { backend } => drop(self.backends.remove(backend)),
-            Event::FirstToken { .. }
+            Event::Rearrive { arrival, .. } => self.arrive(*arrival, out),
+            Event::Adopt(_)
+            | Event::FirstToken { .. }
             | Event::ToolGap { .. }
             | Event::Release { .. }
             | Event::Sample(_)

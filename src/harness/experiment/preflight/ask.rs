@@ -60,12 +60,13 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
 fn port(need: &Port) -> Option<Finding> {
     let Port { addr, what, flag } = need;
     let error = TcpListener::bind(addr).err()?;
-    let remedy = match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
+    let remedy = if error.kind() == std::io::ErrorKind::AddrInUse {
+        format!(
             "see who listens there with `ss -lptn sport = :{}`, or choose another address with {flag}",
             addr.port()
-        ),
-        _ => format!("choose another address with {flag}"),
+        )
+    } else {
+        format!("choose another address with {flag}")
     };
     Some(Finding::error(
         format!("{what} on {addr}"),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::harness::experiment::watchdog::Sign;
 use crate::harness::reference::driver_log::{self, Parser};
-use crate::harness::run::build::is_served;
+use crate::harness::run::build::{USER_SUFFIX, is_served};
 use crate::harness::rundir::{Ending, ProgramRecord};
 use crate::harness::tau2::event::{Event, Moment, What};
 use crate::telemetry::StepRecord;
@@ -14,9 +14,6 @@ use crate::telemetry::step::CONTEXT_OVERFLOW;
 
 /// A sign and when it was given, Unix seconds of the run.
 pub(super) type Told = (f64, Sign);
-
-/// What a simulated customer's model is called beside its program; to a watchdog the two are one.
-const CUSTOMER: &str = ":user";
 
 /// The files that tell of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +60,7 @@ impl Signs {
         let overflowed = record.outcome == CONTEXT_OVERFLOW;
         let program = record
             .program
-            .map(|name| match name.strip_suffix(CUSTOMER) {
+            .map(|name| match name.strip_suffix(USER_SUFFIX) {
                 Some(name) => name.to_owned(),
                 None => name,
             });

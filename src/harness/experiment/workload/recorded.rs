@@ -1,5 +1,6 @@
 //! Recorded programs: prompts, replies' lengths and gaps are the same every time.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,12 @@ impl Recorded {
         format!("replay {}", self.trace.name)
     }
 
+    /// Where it was read from, unless it is built in.
+    pub fn file(&self) -> Option<PathBuf> {
+        let path = PathBuf::from(&self.trace.name);
+        path.is_file().then_some(path)
+    }
+
     /// How many programs there are.
     pub const fn programs(&self) -> usize {
         self.programs
@@ -80,7 +87,7 @@ impl Recorded {
             concurrency: stage.concurrency,
             programs: self.programs,
             // A sped-up engine cannot keep up with a frame for each token.
-            stream: self.stream.unwrap_or(!stage.is_embedded),
+            stream: self.stream.unwrap_or(stage.engine.is_none()),
             tools: true,
             stand_in: self.stand_in,
             dir,

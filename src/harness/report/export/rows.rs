@@ -83,15 +83,18 @@ fn chunks(len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..count).map(move |index| index * BATCH..((index + 1) * BATCH).min(len))
 }
 
-fn text(values: impl Iterator<Item = Option<String>>) -> Column {
+/// A column of texts.
+pub fn text(values: impl Iterator<Item = Option<String>>) -> Column {
     Column::Text(values.collect())
 }
 
-fn real(values: impl Iterator<Item = Option<f64>>) -> Column {
+/// A column of real numbers.
+pub fn real(values: impl Iterator<Item = Option<f64>>) -> Column {
     Column::F64(values.collect())
 }
 
-fn whole(values: impl Iterator<Item = Option<u64>>) -> Column {
+/// A column of counts; what no `i64` holds is a null.
+pub fn whole(values: impl Iterator<Item = Option<u64>>) -> Column {
     let signed = |value: Option<u64>| value.and_then(|value| i64::try_from(value).ok());
     Column::I64(values.map(signed).collect())
 }

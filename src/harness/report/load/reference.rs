@@ -423,7 +423,7 @@ impl Loader {
 }
 
 /// The sort of failure that an error text tells of, so that failures can be counted.
-fn cause(text: &str) -> String {
+pub fn cause(text: &str) -> String {
     const SORTS: [(&str, &str); 6] = [
         ("context length", "context length exceeded"),
         ("contextlength", "context length exceeded"),

@@ -4,6 +4,10 @@
 //! option can exist in one and not in the others. A flag beats its `KVGATE_*` variable, which beats the file,
 //! which beats the default. Unknown keys are refused; a wrong value is one line that names the key and the fix.
 
+mod routes;
+mod values;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::policy;
 use crate::proxy;
+use values::{MAX_SECONDS, count, parse_all, seconds};
 
 /// A configuration that cannot be used: one line, naming the key and the fix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +54,17 @@ pub struct ServeOptions {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<String>,
+
+    /// Requests of MODEL, a name or a glob such as `gpt-*`, go to another OpenAI endpoint, recorded but not scheduled: MODEL=URL, repeated for several; MODEL=stand-in:PRESET is answered by the gate after a drawn latency (expert, expert-qwen3-32b, user, judge), MODEL=scheduled:SERVED goes to the backends under that name. Keys and more in the file's [routes.MODEL]
+    #[arg(
+        long,
+        env = "KVGATE_ROUTE",
+        value_name = "MODEL=TARGET",
+        value_delimiter = ',',
+        help_heading = "Where"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub route: Vec<String>,
 
     /// Scheduling policy; README.md says when each is worse [default: baseline]
     #[arg(
@@ -274,11 +290,12 @@ pub struct ServeOptions {
     pub time_epoch: Option<f64>,
 }
 
-/// Options merged from every source, and the policy's own table.
+/// Options merged from every source, the policy's own table, and the routes.
 #[derive(Clone, Debug)]
 pub struct Effective {
     options: ServeOptions,
     policy: policy::Config,
+    routes: routes::Table,
 }
 
 impl Effective {
@@ -291,12 +308,15 @@ impl Effective {
         let mut policies: Vec<_> = policy::Config::NAMES
             .map(|name| (name, table.remove(name)))
             .into();
+        let written = table.remove("routes");
         let typed =
             toml::Table::try_from(typed).map_err(|error| ConfigError::new(error.to_string()))?;
         table.extend(typed);
         let options: ServeOptions = table
             .try_into()
             .map_err(|error: toml::de::Error| explain(path, &error.to_string()))?;
+        let routes = routes::merge(written, &options.route)
+            .map_err(|error| explain(path, &error.to_string()))?;
         let name = options.policy.as_deref().unwrap_or(policy::baseline::NAME);
         let own = policies
             .iter_mut()
@@ -309,7 +329,11 @@ impl Effective {
                 policy_config(name, table, path)?;
             }
         }
-        Ok(Self { options, policy })
+        Ok(Self {
+            options,
+            policy,
+            routes,
+        })
     }
 
     /// The checked configuration.
@@ -325,6 +349,7 @@ impl Effective {
         self.options.set_limits(&mut config)?;
         self.options.set_timeouts(&mut config)?;
         self.options.set_telemetry(&mut config)?;
+        config.routes = routes::check(&self.routes, &|variable| std::env::var(variable).ok())?;
         Ok(config)
     }
 
@@ -339,6 +364,11 @@ impl Effective {
         let table = toml::Value::try_from(&config.policy).map_err(broken)?;
         if table.as_table().is_some_and(|table| !table.is_empty()) {
             let section = toml::Table::from_iter([(config.policy.name().to_owned(), table)]);
+            text.push('\n');
+            text += &toml::to_string(&section).map_err(broken)?;
+        }
+        if !self.routes.is_empty() {
+            let section = BTreeMap::from([("routes", &self.routes)]);
             text.push('\n');
             text += &toml::to_string(&section).map_err(broken)?;
         }
@@ -482,6 +512,8 @@ impl From<&proxy::Config> for ServeOptions {
         Self {
             listen: Some(config.listen.to_string()),
             backend: config.backends.iter().map(ToString::to_string).collect(),
+            // Each has a table of its own.
+            route: Vec::new(),
             policy: Some(config.policy.name().to_owned()),
             identity: config.identity.iter().map(ToString::to_string).collect(),
             infer_programs: Some(config.infer_programs),
@@ -551,51 +583,6 @@ fn policy_config(
     Ok(config)
 }
 
-fn parse_all<T: std::str::FromStr<Err: std::fmt::Display>>(
-    key: &str,
-    texts: &[String],
-) -> Result<Vec<T>, ConfigError> {
-    let parse = |text: &String| {
-        text.parse()
-            .map_err(|error| ConfigError::new(format!("{key}: {error}")))
-    };
-    texts.iter().map(parse).collect()
-}
-
-/// The longest duration accepted, 31 years: beyond some point adding one to a clock overflows.
-const MAX_SECONDS: f64 = 1e9;
-
-fn seconds(
-    key: &str,
-    value: Option<f64>,
-    least: f64,
-    slot: &mut Duration,
-) -> Result<(), ConfigError> {
-    let Some(value) = value else { return Ok(()) };
-    let duration = Duration::try_from_secs_f64(value)
-        .ok()
-        .filter(|_| (least..=MAX_SECONDS).contains(&value));
-    *slot = duration.ok_or_else(|| {
-        ConfigError::new(format!(
-            "{key}: {value} is out of range; write seconds, from {least} to {MAX_SECONDS}"
-        ))
-    })?;
-    Ok(())
-}
-
-fn count(key: &str, value: Option<usize>, slot: &mut usize) -> Result<(), ConfigError> {
-    match value {
-        None => {}
-        Some(0) => {
-            return Err(ConfigError::new(format!(
-                "{key}: 0 would refuse everything; write 1 or more"
-            )));
-        }
-        Some(value) => *slot = value,
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -650,6 +637,28 @@ mod tests {
             assert_eq!(again.print().unwrap(), printed);
             assert_eq!(again.check().unwrap().policy.name(), name);
         }
+    }
+
+    #[test]
+    fn routes_are_printed_as_they_are_written_and_a_key_by_its_variable() {
+        let file = "[routes.\"gpt-5\"]\nurls = [\"https://api.openai.com/v1\"]\nrole = \"user\"\n\
+                    [routes.\"gpt-4*\"]\nstand_in = { preset = \"judge\", seed = 2 }";
+        let typed = ServeOptions {
+            route: vec!["x=scheduled:served".to_owned()],
+            ..backend()
+        };
+        let printed = load(&typed, file).unwrap().print().unwrap();
+        let again = load(&ServeOptions::default(), &printed).unwrap();
+        assert_eq!(again.print().unwrap(), printed);
+        let routes = again.check().unwrap().routes;
+        let patterns: Vec<_> = routes.iter().map(|route| route.pattern.as_str()).collect();
+        assert_eq!(patterns, ["gpt-4*", "gpt-5", "x"]);
+        let wrong = load(&backend(), "[routes.\"gpt-5\"]\nurl = 1").unwrap_err();
+        let wrong = wrong.to_string();
+        assert!(
+            wrong.contains("kvgate.toml: routes.\"gpt-5\": unknown field `url`"),
+            "{wrong}"
+        );
     }
 
     #[test]
