@@ -1,3 +1,5 @@
+//! Stories of what is made of a cell's records.
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;

@@ -1,3 +1,5 @@
+//! Stories of the eyes of the watchdog.
+
 use std::io::Write;
 
 use super::*;

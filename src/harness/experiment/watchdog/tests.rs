@@ -1,3 +1,5 @@
+//! Stories of the watchdog.
+
 use proptest::prelude::*;
 
 use super::*;

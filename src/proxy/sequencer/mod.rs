@@ -1,0 +1,440 @@
+//! The synchronous half of the gate: turns what happens to requests into policy events, and decisions into
+//! answers for whoever waits.
+//!
+//! It owns the policy, the table of programs and the table of requests. It is told the time, does no I/O and
+//! never waits, so every path of it is unit-tested; [`super::gate`] puts it behind a lock and a clock. What comes in
+//! from outside is here, [`decide`] asks the policy and obeys it, [`switch`] puts another in its place.
+
+mod decide;
+mod switch;
+
+use tokio::sync::oneshot;
+
+use super::intern::ToolNames;
+use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
+use super::verdict::{Admission, Arrived, Arriving, Ending, OpenStep, Refusal, Verdict};
+use crate::policy::estimate::PromptEstimator;
+use crate::policy::roster::Backend;
+use crate::policy::{
+    Arrival, BackendId, BackendSample, Decisions, Event, GapKind, HoldReason, Outcome, Policy,
+    PolicySnapshot, ProgramId, RequestId, SharedPrefix, Time, Tokens,
+};
+use crate::telemetry::journal::{Journal, Line};
+
+/// The most idle programs expired in one tick, so that a tick holds the lock for microseconds.
+const EXPIRED_PER_TICK: usize = 256;
+
+#[derive(Debug)]
+enum State {
+    Free,
+    /// The policy is being asked; after a switch of policies, about a request whose task waits already.
+    Undecided {
+        waiter: Option<oneshot::Sender<Verdict>>,
+    },
+    Held {
+        reason: HoldReason,
+        waiter: Option<oneshot::Sender<Verdict>>,
+    },
+    Admitted(Admission),
+    /// Refused; waits only for its task to let go of the id.
+    Refused(Refusal),
+}
+
+#[derive(Debug)]
+struct Request {
+    state: State,
+    /// What the policy was, or will be, told about it.
+    arrival: Arrival,
+    step_index: u32,
+    body_bytes: u64,
+    arrived: Time,
+    admitted: Time,
+    first_token: Option<Time>,
+    /// Grows from arrival to arrival.
+    order: u64,
+    /// Whether the present policy was told of it.
+    known: bool,
+}
+
+impl Request {
+    fn open(&self) -> Option<OpenStep> {
+        let held = match self.state {
+            State::Held { reason, .. } => Some(reason),
+            State::Admitted(_) => None,
+            State::Free | State::Undecided { .. } | State::Refused(_) => return None,
+        };
+        Some(OpenStep {
+            step_index: self.step_index,
+            arrived: self.arrived,
+            held,
+        })
+    }
+}
+
+/// Owner of the policy and of everything it is told about.
+#[derive(Debug)]
+pub struct Sequencer {
+    policy: Box<dyn Policy>,
+    policy_name: &'static str,
+    journal: Option<Journal>,
+    now: Time,
+    tools: ToolNames,
+    programs: Programs,
+    /// Whether the present policy was told of a program, by [`ProgramId`].
+    known_programs: Vec<bool>,
+    requests: Vec<Request>,
+    arrivals: u64,
+    free: Vec<RequestId>,
+    backends: Vec<Backend>,
+    in_flight: Vec<u32>,
+    held: usize,
+    estimator: PromptEstimator,
+    decisions: Decisions,
+    draining: bool,
+}
+
+impl Sequencer {
+    /// A sequencer around `policy` for `backends` backends, all down until told otherwise.
+    pub fn new(policy: Box<dyn Policy>, backends: usize, limits: Limits) -> Self {
+        Self {
+            policy_name: policy.snapshot().policy,
+            policy,
+            journal: None,
+            now: Time::ZERO,
+            tools: ToolNames::default(),
+            programs: Programs::new(limits),
+            known_programs: Vec::new(),
+            requests: Vec::new(),
+            arrivals: 0,
+            free: Vec::new(),
+            backends: vec![Backend::default(); backends],
+            in_flight: vec![0; backends],
+            held: 0,
+            estimator: PromptEstimator::default(),
+            decisions: Decisions::new(),
+            draining: false,
+        }
+    }
+
+    /// Takes a new request and asks the policy about it.
+    pub fn arrive(&mut self, now: Time, arriving: &Arriving<'_>) -> Arrived {
+        let now = self.advance(now);
+        let program = arriving.program.and_then(|name| self.enter(now, name));
+        let (step_index, tool_gap) =
+            program.map_or((0, None), |id| self.programs.begin_step(now, id));
+        let arrival = self.describe(program, arriving);
+        let request = self.take_slot(Request {
+            state: State::Undecided { waiter: None },
+            arrival,
+            step_index,
+            body_bytes: arriving.body_bytes,
+            arrived: now,
+            admitted: now,
+            first_token: None,
+            order: self.arrivals,
+            known: false,
+        });
+        self.arrivals += 1;
+        self.requests[request.index()].arrival.request = request;
+        if self.draining {
+            self.requests[request.index()].state = State::Refused(Refusal::Draining);
+        } else {
+            self.tell_arrival(request);
+        }
+        Arrived {
+            request,
+            step_index,
+            tool_gap,
+            policy: self.policy_name,
+            answer: self.answer(request),
+        }
+    }
+
+    /// What the policy will be told; the request's id is not known yet.
+    fn describe(&self, program: Option<ProgramId>, arriving: &Arriving<'_>) -> Arrival {
+        let history = program.and_then(|id| self.programs.history(id));
+        let shared = arriving.shared.map(|shared| SharedPrefix {
+            fingerprint: shared.fingerprint,
+            tokens: self.estimator.estimate(None, shared.bytes),
+        });
+        Arrival {
+            request: RequestId(0),
+            program,
+            name_hash: program.map_or(0, |id| self.programs.name_hash(id)),
+            prompt: self.estimator.estimate(history, arriving.body_bytes),
+            shared,
+            last_step: arriving.last_step,
+        }
+    }
+
+    fn tell_arrival(&mut self, request: RequestId) {
+        let slot = &mut self.requests[request.index()];
+        slot.known = true;
+        let arrival = slot.arrival;
+        if let Some(id) = arrival.program {
+            self.know(id);
+        }
+        self.tell(&Event::Arrive(arrival));
+    }
+
+    /// The present policy was told of the program.
+    fn know(&mut self, program: ProgramId) {
+        if self.known_programs.len() <= program.index() {
+            self.known_programs.resize(program.index() + 1, false);
+        }
+        self.known_programs[program.index()] = true;
+    }
+
+    /// Tells the policy that a program is over, if it ever heard of it.
+    fn tell_release(&mut self, program: ProgramId) {
+        if self.forget_known(program) {
+            self.tell(&Event::Release { program });
+        }
+    }
+
+    fn is_known(&self, program: ProgramId) -> bool {
+        self.known_programs.get(program.index()) == Some(&true)
+    }
+
+    fn forget_known(&mut self, program: ProgramId) -> bool {
+        let known = self.known_programs.get_mut(program.index());
+        known.is_some_and(|known| std::mem::replace(known, false))
+    }
+
+    /// Records every event and decision from here on.
+    pub fn set_journal(&mut self, journal: Option<Journal>) {
+        self.journal = journal;
+    }
+
+    /// Writes a line that is no event, such as the policy's own.
+    pub fn note(&mut self, line: Line) {
+        if let Some(journal) = &mut self.journal {
+            journal.record(line);
+        }
+    }
+
+    /// Ends the journal and hands it over, so that closing it need not hold the lock.
+    pub const fn take_journal(&mut self) -> Option<Journal> {
+        self.journal.take()
+    }
+
+    /// Ends a request, whatever state it is in: a held one is cancelled, a running one is over.
+    pub fn finish(&mut self, now: Time, request: RequestId, ending: &Ending<'_>) {
+        let now = self.advance(now);
+        let slot = &mut self.requests[request.index()];
+        let state = std::mem::replace(&mut slot.state, State::Free);
+        let (step_index, body_bytes, known) = (slot.step_index, slot.body_bytes, slot.known);
+        let arrival = slot.arrival;
+        let mut ran_on = None;
+        if let State::Admitted(Admission { backend, .. }) = state {
+            ran_on = Some(backend);
+            self.in_flight[backend.index()] -= 1;
+        }
+        if let (Some(usage), Outcome::Stop | Outcome::Length | Outcome::ToolCalls) =
+            (ending.usage, ending.outcome)
+        {
+            self.estimator.observe(body_bytes, usage.prompt);
+        }
+        self.held -= usize::from(matches!(state, State::Held { .. }));
+        if known && matches!(state, State::Held { .. } | State::Admitted(_)) {
+            self.tell(&Event::Finish {
+                request,
+                outcome: ending.outcome,
+                usage: ending.usage,
+            });
+        }
+        self.free.push(request);
+        let Some(id) = arrival.program else { return };
+        let step = StepEnd {
+            step_index,
+            body_bytes,
+            arrival,
+            ran_on,
+        };
+        match self.programs.end_step(now, id, step, ending) {
+            Rest::Over => self.tell_release(id),
+            Rest::Idle if ending.outcome.is_success() && self.is_known(id) => {
+                let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
+                    GapKind::Tool(self.tools.intern(name))
+                });
+                self.programs.rests(id, kind);
+                self.tell(&Event::ToolGap { program: id, kind });
+            }
+            Rest::Idle | Rest::Busy => {}
+        }
+    }
+
+    /// Ends a program: at once if nothing of it is in flight, else with its last request. False if unknown.
+    pub fn release(&mut self, now: Time, name: &str) -> bool {
+        self.advance(now);
+        let Some(id) = self.programs.find(name) else {
+            return false;
+        };
+        if self.programs.end(id) == Rest::Over {
+            self.tell_release(id);
+        }
+        true
+    }
+
+    /// A backend answers, with this KV capacity if it is known.
+    pub fn backend_up(&mut self, now: Time, backend: BackendId, kv_capacity: Option<Tokens>) {
+        self.advance(now);
+        let view = &mut self.backends[backend.index()];
+        (view.up, view.kv_capacity) = (true, kv_capacity);
+        self.tell(&Event::BackendUp {
+            backend,
+            kv_capacity,
+        });
+    }
+
+    /// A backend stopped answering.
+    pub fn backend_down(&mut self, now: Time, backend: BackendId) {
+        self.advance(now);
+        self.backends[backend.index()].up = false;
+        self.tell(&Event::BackendDown { backend });
+    }
+
+    /// A backend was scraped.
+    pub fn sample(&mut self, now: Time, sample: BackendSample) {
+        self.advance(now);
+        self.backends[sample.backend.index()].sample = Some(sample);
+        self.tell(&Event::Sample(sample));
+    }
+
+    /// The first token of an admitted request has passed.
+    pub fn first_token(&mut self, now: Time, request: RequestId) {
+        let now = self.advance(now);
+        let slot = &mut self.requests[request.index()];
+        slot.first_token.get_or_insert(now);
+        if slot.known {
+            self.tell(&Event::FirstToken { request });
+        }
+    }
+
+    /// Wakes the policy if it asked for it, and releases programs that have been idle for too long.
+    pub fn tick(&mut self, now: Time) {
+        let now = self.advance(now);
+        if self
+            .policy
+            .next_wakeup()
+            .is_some_and(|wakeup| wakeup.at <= now)
+        {
+            self.tell(&Event::Tick);
+        }
+        for _ in 0..EXPIRED_PER_TICK {
+            let Some(program) = self.programs.expire_idle(now) else {
+                break;
+            };
+            self.tell_release(program);
+        }
+    }
+
+    /// When [`Sequencer::tick`] is next needed.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let wakeup = self.policy.next_wakeup().map(|wakeup| wakeup.at);
+        let expiry = self.programs.next_expiry();
+        wakeup.into_iter().chain(expiry).min()
+    }
+
+    /// From here on, refuses new requests; those held keep their place.
+    pub const fn start_draining(&mut self) {
+        self.draining = true;
+    }
+
+    /// Refuses everything that is still held; returns how many requests that was.
+    pub fn refuse_held(&mut self, now: Time) -> usize {
+        self.advance(now);
+        // All of them first: a policy that hears of one end may admit the next, which must not run any more.
+        let held = self.take_held();
+        for request in &held {
+            self.refuse(request.index(), Refusal::Draining);
+        }
+        for &request in &held {
+            if self.requests[request.index()].known {
+                self.tell(&Event::Finish {
+                    request,
+                    outcome: Outcome::Failed,
+                    usage: None,
+                });
+            }
+        }
+        held.len()
+    }
+
+    /// Requests held now.
+    pub const fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Requests that have arrived and not finished: held, running, or about to hear that they are refused.
+    pub fn open(&self) -> usize {
+        self.requests.len() - self.free.len()
+    }
+
+    /// Requests running on each backend, by [`BackendId`].
+    pub fn in_flight(&self) -> &[u32] {
+        &self.in_flight
+    }
+
+    /// Programs known now.
+    pub fn program_count(&self) -> usize {
+        self.programs.len()
+    }
+
+    /// Every program, in id order. O(programs).
+    pub fn programs(&self) -> Vec<ProgramStatus> {
+        self.programs.list(|id| self.policy.program(id))
+    }
+
+    /// What is open of a program, in order of arrival; `None` for an unknown one. O(requests).
+    pub fn open_steps(&self, name: &str) -> Option<Vec<OpenStep>> {
+        let id = self.programs.find(name)?;
+        let own = self
+            .requests
+            .iter()
+            .filter(|slot| slot.arrival.program == Some(id));
+        let mut open: Vec<_> = own
+            .filter_map(|slot| Some((slot.order, slot.open()?)))
+            .collect();
+        open.sort_unstable_by_key(|&(order, _)| order);
+        Some(open.into_iter().map(|(_, step)| step).collect())
+    }
+
+    /// The policy's numbers.
+    pub fn snapshot(&self) -> PolicySnapshot {
+        let mut snapshot = self.policy.snapshot();
+        let bytes = self.estimator.bytes_per_token();
+        snapshot.estimates.push(("prompt_bytes_per_token", bytes));
+        snapshot
+    }
+
+    fn advance(&mut self, now: Time) -> Time {
+        self.now = self.now.max(now);
+        self.now
+    }
+
+    /// Finds or makes the program of a request; `None` if the table is full of busy programs.
+    fn enter(&mut self, now: Time, name: &str) -> Option<ProgramId> {
+        if let Some(id) = self.programs.find(name) {
+            return Some(id);
+        }
+        if self.programs.is_full() {
+            let oldest = self.programs.expire(now)?;
+            self.tell_release(oldest);
+        }
+        Some(self.programs.insert(now, name))
+    }
+
+    fn take_slot(&mut self, request: Request) -> RequestId {
+        if let Some(id) = self.free.pop() {
+            self.requests[id.index()] = request;
+            return id;
+        }
+        let id = RequestId(u32::try_from(self.requests.len()).unwrap_or(u32::MAX));
+        self.requests.push(request);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests;
