@@ -3,7 +3,7 @@
 //!
 //! It owns the policy, the table of programs and the table of requests. It is told the time, does no I/O and
 //! never waits, so every path of it is unit-tested; [`super::gate`] puts it behind a lock and a clock. What comes in
-//! from outside is here, [`decide`] asks the policy and obeys it, [`switch`] puts another in its place.
+//! from outside is here, `decide` asks the policy and obeys it, `switch` puts another in its place.
 
 mod decide;
 mod switch;

@@ -1,6 +1,6 @@
 //! Plays an experiment: preflight, cell after cell, comparison; and says on the way how far it is.
 //!
-//! [`begin`] leads here from the command line, [`checked`] is what was asked for, [`tell`] what is heard of a cell.
+//! `begin` leads here from the command line, `checked` is what was asked for, `tell` what is heard of a cell.
 
 mod begin;
 mod checked;
