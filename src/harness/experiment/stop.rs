@@ -190,9 +190,10 @@ mod tests {
 
     /// A shell that says "ready" and then waits.
     fn shell(script: &str) -> (Child, Process) {
-        let mut command = Command::new("sh");
+        // What began with a signal ignored, as tests in the background do, cannot trap it.
+        let mut command = Command::new("env");
         command
-            .args(["-c", script])
+            .args(["--default-signal=INT,TERM", "sh", "-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
