@@ -1,4 +1,4 @@
-//! Another policy takes over: it is told of everything that runs, is idle or waits.
+//! Another policy takes over: it is told of everything that the sequencer knows.
 
 use super::{Sequencer, State};
 use crate::policy::handover::{Handover, Running};
@@ -63,20 +63,5 @@ impl Sequencer {
         self.policy.handle(at, &event, &mut self.decisions);
         debug_assert!(self.decisions.is_empty(), "decided by the past: {event:?}");
         self.note(Line::Told { at, event });
-    }
-
-    /// Every held request, in order of arrival, as undecided again.
-    pub(super) fn take_held(&mut self) -> Vec<RequestId> {
-        let mut held = Vec::with_capacity(self.held);
-        for slot in &mut self.requests {
-            if let State::Held { waiter, .. } = &mut slot.state {
-                let waiter = waiter.take();
-                slot.state = State::Undecided { waiter };
-                held.push((slot.order, slot.arrival.request));
-            }
-        }
-        self.held = 0;
-        held.sort_unstable();
-        held.into_iter().map(|(_, request)| request).collect()
     }
 }

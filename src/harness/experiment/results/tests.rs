@@ -1,4 +1,4 @@
-//! Stories of what is made of a cell's records.
+//! What a run directory leads to, read back.
 
 use std::collections::BTreeMap;
 use std::fs::File;

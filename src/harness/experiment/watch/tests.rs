@@ -1,4 +1,4 @@
-//! Stories of the eyes of the watchdog.
+//! A watch over files that grow, on a clock that runs fast.
 
 use std::io::Write;
 

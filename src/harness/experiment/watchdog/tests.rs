@@ -1,4 +1,4 @@
-//! Stories of the watchdog.
+//! Stories of silences, and what holds for any signs.
 
 use proptest::prelude::*;
 
