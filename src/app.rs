@@ -27,7 +27,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(args) => Ok(print_config(&args)),
         Command::Engine(args) => run_engine(args).await,
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
-        Command::Experiment(args) => experiment::run(args).await,
+        Command::Experiment(args) => Box::pin(experiment::run(args)).await,
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args),
         Command::Reference(args) => Ok(reference::scripts::run(&args)),

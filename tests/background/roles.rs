@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kvgate::harness::experiment::console::Console;
 use kvgate::harness::experiment::detach;
@@ -27,22 +27,22 @@ async fn child() {
     };
     let dir = PathBuf::from(std::env::var_os(DIR).expect("a directory"));
     match role.as_str() {
-        "background" => background(dir).await,
-        "terminal" => terminal(dir).await,
-        "reader" => reader(dir),
-        "locked" => locked(dir),
+        "background" => background(&dir).await,
+        "terminal" => terminal(&dir).await,
+        "reader" => reader(&dir),
+        "locked" => locked(&dir),
         "manifest" => manifest(dir).await,
         other => panic!("no role {other}"),
     }
 }
 
 /// Plays until it is asked to end.
-async fn background(dir: PathBuf) {
+async fn background(dir: &Path) {
     detach::settle().expect("a session");
-    let console = Console::open(&dir, true).expect("a log");
+    let console = Console::open(dir, true).expect("a log");
     let mut terminate = signal(SignalKind::terminate()).expect("a signal");
     let state = State::begin(1.0, vec![Cell::planned("a", "", 1)]).expect("a state");
-    let mut keeper = Keeper::new(&dir, state);
+    let mut keeper = Keeper::new(dir, state);
     keeper.update(1.0, |_| {});
     console.say("preflight: all is well");
     keeper.update(2.0, |state| state.phase = Phase::Playing);
@@ -51,7 +51,7 @@ async fn background(dir: PathBuf) {
 }
 
 /// Plays on a terminal, which goes away.
-async fn terminal(dir: PathBuf) {
+async fn terminal(dir: &Path) {
     detach::settle().expect("a session");
     // The first terminal that the leader of a session opens is that session's.
     let name = std::env::var_os(TERMINAL).expect("a terminal");
@@ -63,7 +63,7 @@ async fn terminal(dir: PathBuf) {
     rustix::stdio::dup2_stdout(&terminal).expect("standard output");
     rustix::stdio::dup2_stderr(&terminal).expect("standard error");
     drop(terminal);
-    let console = Console::open(&dir, false).expect("a log");
+    let console = Console::open(dir, false).expect("a log");
     console.survive_hangup().expect("a signal");
     let bar = console.bar(4, "cell");
     bar.inc(1);
@@ -75,8 +75,8 @@ async fn terminal(dir: PathBuf) {
 }
 
 /// Plays into a pipe that nobody reads.
-fn reader(dir: PathBuf) {
-    let console = Console::open(&dir, false).expect("a log");
+fn reader(dir: &Path) {
+    let console = Console::open(dir, false).expect("a log");
     std::io::stdin()
         .read_line(&mut String::new())
         .expect("a word to go on");
@@ -86,8 +86,8 @@ fn reader(dir: PathBuf) {
 }
 
 /// Holds a directory until it is killed.
-fn locked(dir: PathBuf) {
-    let _lock = Lock::take(&dir).expect("free");
+fn locked(dir: &Path) {
+    let _lock = Lock::take(dir).expect("free");
     writeln!(std::io::stdout(), "locked").expect("a reader");
     std::io::stdin()
         .read_line(&mut String::new())

@@ -104,9 +104,10 @@ async fn with_engine(
     clock: Clock,
 ) -> anyhow::Result<End> {
     let policy = &cell.place.policy;
-    let mut gate = match policy == DIRECT {
-        true => None,
-        false => Some(start_gate(cell, setting, engine, clock).await?),
+    let mut gate = if policy == DIRECT {
+        None
+    } else {
+        Some(start_gate(cell, setting, engine, clock).await?)
     };
     let url = gate.as_ref().map_or_else(|| engine.url(), Server::url);
     let stage = Stage {
@@ -283,7 +284,7 @@ async fn play_stage(
     engine: &mut Engine,
     gate: Option<&mut Server>,
 ) -> anyhow::Result<End> {
-    let (give_up, given_up) = mpsc::unbounded_channel();
+    let (give_up, failing) = mpsc::unbounded_channel();
     let (sender, mut told) = mpsc::channel(TOLD);
     let besides = setting.workload.besides();
     let (watch, mut alarms) =
@@ -298,7 +299,7 @@ async fn play_stage(
         cause: None,
     };
     let workload = &setting.workload;
-    let playing = workload.play(stage, &setting.bench, &hands, given_up, sender);
+    let playing = workload.play(stage, &setting.bench, &hands, failing, sender);
     let mut playing = Box::pin(playing);
     let mut gone = Box::pin(first_gone(engine, gate));
     let played = loop {

@@ -8,6 +8,8 @@ use super::machine;
 
 /// The program that is asked.
 pub const PROGRAM: &str = "nvidia-smi";
+/// How it is to answer.
+const FORMAT: &str = "--format=csv,noheader,nounits";
 
 /// One GPU. Memory in MiB.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,23 +55,28 @@ pub struct Gpus {
 /// # Errors
 /// When it is not there or fails; the message says how.
 pub async fn ask(program: &Path) -> anyhow::Result<Gpus> {
-    const FORMAT: &str = "--format=csv,noheader,nounits";
     let cards = [
         "--query-gpu=index,uuid,name,driver_version,memory.total,memory.free",
         FORMAT,
     ];
-    let tenants = [
+    let (cards, tenants) = tokio::join!(machine::output(program, &cards, None), tenants(program));
+    Ok(Gpus {
+        cards: cards?.lines().filter_map(card).collect(),
+        tenants: tenants?,
+    })
+}
+
+/// Asks `program` who computes.
+///
+/// # Errors
+/// When it is not there or fails; the message says how.
+pub async fn tenants(program: &Path) -> anyhow::Result<Vec<Tenant>> {
+    let query = [
         "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
         FORMAT,
     ];
-    let (cards, tenants) = tokio::join!(
-        machine::output(program, &cards, None),
-        machine::output(program, &tenants, None)
-    );
-    Ok(Gpus {
-        cards: cards?.lines().filter_map(card).collect(),
-        tenants: tenants?.lines().filter_map(tenant).collect(),
-    })
+    let answer = machine::output(program, &query, None).await?;
+    Ok(answer.lines().filter_map(tenant).collect())
 }
 
 fn card(line: &str) -> Option<Gpu> {

@@ -29,9 +29,10 @@ pub struct Planned {
 /// itself, those of a matrix a folder each.
 pub fn cells(options: &Options, dir: &Path, is_matrix: bool) -> Vec<Planned> {
     let planned = |place: Place| Planned {
-        dir: match is_matrix {
-            true => dir.join(CELLS).join(place.to_string()),
-            false => dir.to_owned(),
+        dir: if is_matrix {
+            dir.join(CELLS).join(place.to_string())
+        } else {
+            dir.to_owned()
         },
         place,
     };

@@ -119,9 +119,9 @@ pub struct Manner {
 /// What kept it from being done.
 pub async fn run(args: ExperimentArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Run(args) => runner::begin(*args, false).await,
-        Command::Matrix(args) => runner::begin(*args, true).await,
-        Command::Resume(args) => runner::resume(args).await,
+        Command::Run(args) => Box::pin(runner::begin(*args, false)).await,
+        Command::Matrix(args) => Box::pin(runner::begin(*args, true)).await,
+        Command::Resume(args) => Box::pin(runner::resume(args)).await,
         Command::Status(args) => status::run(args).await,
         Command::Stop(args) => stop::run(args).await,
     }

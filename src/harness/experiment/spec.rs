@@ -195,17 +195,19 @@ impl Options {
 
     /// The policies in the order named.
     pub fn policies(&self) -> Vec<String> {
-        match self.policy.is_empty() {
-            true => vec!["baseline".to_owned()],
-            false => self.policy.clone(),
+        if self.policy.is_empty() {
+            vec!["baseline".to_owned()]
+        } else {
+            self.policy.clone()
         }
     }
 
     /// The concurrencies in the order named.
     pub fn rows(&self) -> Vec<usize> {
-        match self.concurrency.is_empty() {
-            true => vec![32],
-            false => self.concurrency.clone(),
+        if self.concurrency.is_empty() {
+            vec![32]
+        } else {
+            self.concurrency.clone()
         }
     }
 

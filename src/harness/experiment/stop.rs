@@ -180,6 +180,7 @@ async fn has_ended(process: &Process, patience: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
     use std::process::{Child, Command, Stdio};
 
     use super::*;
@@ -189,9 +190,10 @@ mod tests {
 
     /// A shell that says "ready" and then waits.
     fn shell(script: &str) -> (Child, Process) {
-        let mut command = Command::new("sh");
+        // What began with a signal ignored, as tests in the background do, cannot trap it.
+        let mut command = Command::new("env");
         command
-            .args(["-c", script])
+            .args(["--default-signal=INT,TERM", "sh", "-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -227,7 +229,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_heeds_nothing_is_killed_with_all_it_started() {
-        let (mut child, process) = shell("trap '' TERM INT; tail -f /dev/null & echo ready; wait");
+        // A shell gives what runs beside it an empty stdin; this one is to wait on the test's.
+        let (mut child, process) = shell("trap '' TERM INT; exec 3<&0; cat <&3 & echo ready; wait");
         let started = process.descendants();
         assert_eq!(started.len(), 1, "{started:?}");
         let how = stop(&process, manner(Duration::ZERO, Duration::ZERO))
@@ -235,7 +238,8 @@ mod tests {
             .unwrap();
         assert_eq!(how, How::Killed);
         assert_eq!(started[0].life(), Life::Ended);
-        assert!(!child.wait().unwrap().success());
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
     }
 
     /// What `stop` answers for an experiment in this phase whose process is the one `change` makes of ours.

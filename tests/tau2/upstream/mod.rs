@@ -89,7 +89,7 @@ fn an_environment_for_a_checkout_is_made_once_from_what_it_says_it_needs() {
     };
     if !["python3.12", "python3.13", "python3.14", "python3"]
         .iter()
-        .any(|p| fits(&p))
+        .any(fits)
     {
         println!("skipped: no Python of 3.12 or later");
         return;

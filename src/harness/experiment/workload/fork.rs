@@ -51,9 +51,10 @@ impl Fork {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let domains = match options.domains.is_empty() {
-            true => plan::Workload::default().domains,
-            false => options.domains.clone(),
+        let domains = if options.domains.is_empty() {
+            plan::Workload::default().domains
+        } else {
+            options.domains.clone()
         };
         Ok(Self {
             checkout: checkout.to_owned(),

@@ -107,7 +107,7 @@ pub struct WorkloadOptions {
     #[arg(long, value_name = "FILE", requires = "oss_path")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oss_python: Option<PathBuf>,
-    /// Model that plays the customer; send it elsewhere in [routes] [default: the agent's]
+    /// Model that plays the customer; send it elsewhere by `[routes]` [default: the agent's]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_model: Option<String>,

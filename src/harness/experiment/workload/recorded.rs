@@ -88,7 +88,7 @@ impl Recorded {
             concurrency: stage.concurrency,
             programs: self.programs,
             // A sped-up engine cannot keep up with a frame for each token.
-            stream: self.stream.unwrap_or(stage.engine.is_none()),
+            stream: self.stream.unwrap_or_else(|| stage.engine.is_none()),
             tools: true,
             stand_in: self.stand_in,
             dir,

@@ -47,9 +47,10 @@ impl Tau2 {
         let mut problems = options.only_for(Kind::Tau2);
         let default = plan::Workload::default();
         let workload = plan::Workload {
-            domains: match options.domains.is_empty() {
-                true => default.domains,
-                false => options.domains.clone(),
+            domains: if options.domains.is_empty() {
+                default.domains
+            } else {
+                options.domains.clone()
             },
             tasks_per_domain: options.tasks_per_domain,
             units: options.tasks,

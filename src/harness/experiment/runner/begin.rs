@@ -1,0 +1,128 @@
+//! From the command line to a directory that is held and played.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use jiff::Zoned;
+
+use super::Runner;
+use super::checked::Checked;
+use crate::harness::experiment::console::Console;
+use crate::harness::experiment::detach::{self, Launch};
+use crate::harness::experiment::spec::{self, Options};
+use crate::harness::experiment::state::Lock;
+use crate::harness::experiment::{Manner, ResumeArgs, RunArgs, asking, preflight};
+use crate::harness::stdout;
+
+/// Exit status for flags that cannot be used, as clap uses it.
+const USAGE: u8 = 2;
+
+/// Files that show that a folder holds a run already.
+const RUN_FILES: [&str; 3] = ["manifest.json", "steps.jsonl", "driver.log"];
+
+/// `kvgate experiment run` and `matrix`.
+///
+/// # Errors
+/// What kept the experiment from being played.
+pub async fn begin(args: RunArgs, is_matrix: bool) -> anyhow::Result<ExitCode> {
+    let options = Options {
+        matrix: Some(is_matrix),
+        ..args.options.over(args.config.as_deref())?
+    };
+    let checked = match Checked::of(&options) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(complain(&problems)),
+    };
+    if args.manner.check {
+        let findings = preflight::check(&asking::of(
+            &options,
+            &checked.workload,
+            &checked.engine,
+            Path::new("."),
+        ))
+        .await;
+        stdout::say(&format!("{}\n", preflight::to_text(&findings)))?;
+        return Ok(ExitCode::from(u8::from(preflight::is_fatal(&findings))));
+    }
+    let dir = match &args.manner.background.detached {
+        Some(dir) => dir.clone(),
+        None => make(args.out.as_deref(), &options)?,
+    };
+    play_or_leave(dir, options, checked, &args.manner).await
+}
+
+/// `kvgate experiment resume`.
+///
+/// # Errors
+/// What kept the experiment from being played.
+pub async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
+    let options = Options::of(&args.dir)?;
+    let checked = match Checked::of(&options) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(complain(&problems)),
+    };
+    play_or_leave(args.dir, options, checked, &args.manner).await
+}
+
+async fn play_or_leave(
+    dir: PathBuf,
+    options: Options,
+    checked: Checked,
+    manner: &Manner,
+) -> anyhow::Result<ExitCode> {
+    if manner.background.detach && manner.background.detached.is_none() {
+        return Launch::again(&dir)?.start(&mut std::io::stdout()).await;
+    }
+    let detached = manner.background.detached.is_some();
+    if detached {
+        detach::settle()?;
+    }
+    let _held = Lock::take(&dir)?;
+    let console = Console::open(&dir, detached)?;
+    console.survive_hangup()?;
+    let played = Box::pin(Runner::new(dir, options, checked, manner, &console)?.play()).await;
+    if let Err(error) = &played {
+        console.say(&format!("failed: {error:#}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    played
+}
+
+fn complain(problems: &[String]) -> ExitCode {
+    for problem in problems {
+        // A terminal that is gone has nobody to tell.
+        let _gone = writeln!(std::io::stderr(), "kvgate: {problem}");
+    }
+    ExitCode::from(USAGE)
+}
+
+/// Makes the directory of a new experiment and writes what was asked for into it.
+fn make(out: Option<&Path>, options: &Options) -> anyhow::Result<PathBuf> {
+    let dir = out.map_or_else(
+        || {
+            let time = Zoned::now().strftime("%Y%m%d_%H%M%S");
+            PathBuf::from(format!("runs/experiment_{time}"))
+        },
+        Path::to_owned,
+    );
+    if dir.join(spec::FILE).exists() {
+        bail!(
+            "{} holds an experiment already: `kvgate experiment resume {}` goes on with it, another --out begins a new one",
+            dir.display(),
+            dir.display()
+        );
+    }
+    if RUN_FILES.iter().any(|file| dir.join(file).exists()) {
+        bail!(
+            "{} holds another run already: name another --out",
+            dir.display()
+        );
+    }
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let file = dir.join(spec::FILE);
+    std::fs::write(&file, options.to_toml()?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(dir)
+}
