@@ -474,12 +474,13 @@ impl Runner {
                 self.console.say(&format!("{name}: {alarm}{then}"));
             }
             Told::Simulation(_) => {}
-            Told::TaskEnded { at_s, played, .. } => {
+            Told::TaskEnded { played, .. } => {
                 bar.set_length(played.total as u64);
                 bar.set_position((played.ok + played.failed) as u64);
                 bar.set_message(played.figures.clone());
                 self.update(|state| {
-                    state.last_task_s = Some(at_s);
+                    // The machine's clock, not the run's, which may go faster.
+                    state.last_task_s = Some(now_s());
                     if let Some(cell) = state.cell_mut(name) {
                         note(cell, &played);
                     }

@@ -123,7 +123,8 @@ impl Recorded {
             writes_manifest: true,
         };
         // A recorded program that is cut short cannot go on later, so that to drain is to end.
-        let cancel = hands.drain.clone();
+        // It is the cell's own: what ends this one ends no other.
+        let cancel = hands.drain.child_token();
         let replay = self.replay(stage, RunDir::create(&stage.dir)?);
         let mut playing = std::pin::pin!(replay.play_watched(cancel.clone(), onlooker));
         let mut played = Played {
