@@ -1,10 +1,13 @@
 //! What goes wrong in the middle of a run is seen, told once with its cause, and played again by `resume`.
 
-use std::net::TcpListener;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::support::{
     Playing, cell_of, ended, experiment, json, kvgate, lines, log, logged, place, replay, said,
@@ -28,7 +31,7 @@ fn hit(dir: &Path, more: &str, role: &str, signal: Signal) {
 fn assert_failed_and_goes_on(dir: &Path, cause: &str) {
     let end = ended(dir);
     assert_eq!(end["outcome"], "failed", "{end}");
-    let told = |value: &serde_json::Value| value.as_str().is_some_and(|text| text.contains(cause));
+    let told = |value: &Value| value.as_str().is_some_and(|text| text.contains(cause));
     assert!(told(&end["cause"]), "{end}");
     let state = json(&dir.join("state.json")).expect("a state");
     let cell = cell_of(&state, CELL).expect("the cell");
@@ -141,4 +144,159 @@ fn a_disk_that_is_full_is_told_with_the_file_and_the_run_goes_on_later() {
     let run = run.expect("a shell");
     assert_eq!(run.status.code(), Some(1), "{}", said(&run));
     assert_failed_and_goes_on(&dir, "client_steps.jsonl: File too large");
+}
+
+/// A server that lists a model; it answers every second other request with status 500 and never answers the rest.
+fn expert() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    std::thread::spawn(move || {
+        let mut unanswered = Vec::new();
+        let mut asked = 0;
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(stream);
+            let mut first = String::new();
+            if reader.read_line(&mut first).is_err() {
+                continue;
+            }
+            let (status, body) = match first.starts_with("GET") {
+                true => ("200 OK", r#"{"data":[{"id":"expert"}]}"#),
+                false => ("500 Internal Server Error", r#"{"error":{"message":"no"}}"#),
+            };
+            if !first.starts_with("GET") {
+                asked += 1;
+                if asked % 2 == 0 {
+                    unanswered.push(reader);
+                    continue;
+                }
+            }
+            read_the_rest(&mut reader);
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: \
+                 {length}\r\n\r\n{body}"
+            );
+            // The client may be gone.
+            drop(reader.get_mut().write_all(answer.as_bytes()));
+        }
+    });
+    format!("http://{address}/v1")
+}
+
+/// Headers, and the body that they announce.
+fn read_the_rest(reader: &mut BufReader<TcpStream>) {
+    let mut length = 0;
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok() && line.trim() != "" {
+        let header = line.to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().expect("a number");
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).expect("the body");
+}
+
+#[test]
+fn an_expert_that_fails_or_never_answers_is_counted_by_cause() {
+    let (temp, dir) = place();
+    let file = temp.path().join("experts.toml");
+    let routes = format!(
+        "[gate]\nfirst_byte_timeout = 0.5\n[routes.qwen3-8b]\nurls = [\"{}\"]\nrole = \"expert\"\n",
+        expert()
+    );
+    fs::write(&file, routes).expect("a file");
+    let line = replay("run", 2, 60, &dir) + " --concurrency 1 --config ";
+    let run = experiment(&(line + &file.display().to_string()));
+    assert!(run.status.success(), "{}", said(&run));
+    assert_eq!(
+        logged(&dir, "2 failed (504 Gateway Timeout 2)"),
+        1,
+        "{}",
+        log(&dir)
+    );
+    let end = ended(&dir);
+    assert_eq!(end["counts"]["failed_504 Gateway Timeout"], 2, "{end}");
+    let steps = lines(&dir.join("steps.jsonl"));
+    let with = |status: u64, outcome: &str| {
+        let is = |step: &&Value| step["status"] == status && step["outcome"] == outcome;
+        steps.iter().filter(is).count()
+    };
+    // Each of the two programs tries four times.
+    assert_eq!(
+        (with(500, "failed"), with(504, "backend_timeout")),
+        (4, 4),
+        "{steps:?}"
+    );
+    assert!(
+        steps.iter().all(|step| step["role"] == "expert"),
+        "{steps:?}"
+    );
+    let report = fs::read_to_string(dir.join("report.md")).expect("a report");
+    for cause in [
+        "route qwen3-8b: backend_timeout (504)",
+        "route qwen3-8b: failed (500)",
+    ] {
+        let row = report.lines().find(|line| line.contains(cause));
+        assert!(
+            row.is_some_and(|row| row.ends_with("|     4 |")),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn the_time_zone_of_the_machine_changes_no_figure() {
+    let (temp, dir) = place();
+    let far = ("TZ", "America/Los_Angeles");
+    let run = kvgate(&format!(
+        "experiment {}",
+        replay("run", 4, 150, &dir) + " --kv-blocks 1700"
+    ))
+    .envs([far])
+    .output();
+    let run = run.expect("kvgate runs");
+    assert!(run.status.success(), "{}", said(&run));
+    let zone = json(&dir.join("manifest.json")).expect("a manifest");
+    assert!(zone.to_string().contains("America/Los_Angeles"), "{zone}");
+
+    let report = |zone: &str| {
+        let out = temp.path().join(zone.replace('/', "-"));
+        let line = format!(
+            "report {} --allow-incomplete --out {}",
+            dir.display(),
+            out.display()
+        );
+        let run = kvgate(&line).env("TZ", zone).output();
+        let run = run.expect("kvgate runs");
+        assert!(run.status.success(), "{}", said(&run));
+        let files = ["report.md", "report.json"].map(|file| fs::read(out.join(file)));
+        files.map(|file| file.expect("a report"))
+    };
+    let here = report("UTC");
+    assert_eq!(here, report(far.1));
+}
+
+#[test]
+fn a_run_without_a_summary_is_whole_if_its_manifest_says_that_it_was_played_to_its_end() {
+    let (_temp, dir) = place();
+    let run = experiment(&replay("run", 2, 150, &dir));
+    assert!(run.status.success(), "{}", said(&run));
+    // As tau2-bench leaves it.
+    fs::remove_file(dir.join("summary.json")).expect("a summary");
+    let report = || {
+        said(
+            &kvgate(&format!("report {}", dir.display()))
+                .output()
+                .expect("kvgate runs"),
+        )
+    };
+    assert!(!report().contains("was killed"), "{}", report());
+
+    let manifest = dir.join("manifest.json");
+    let mut killed = json(&manifest).expect("a manifest");
+    killed["ended"] = Value::Null;
+    fs::write(&manifest, killed.to_string()).expect("a manifest");
+    assert!(report().contains("was killed"), "{}", report());
 }
