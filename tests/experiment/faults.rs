@@ -276,6 +276,8 @@ fn the_time_zone_of_the_machine_changes_no_figure() {
     };
     let here = report("UTC");
     assert_eq!(here, report(far.1));
+    let own = fs::read(dir.join("report.md")).expect("its own");
+    assert_eq!(here[0], own, "written in that zone");
 }
 
 #[test]

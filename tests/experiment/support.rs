@@ -63,10 +63,12 @@ impl Drop for Playing {
 impl Playing {
     /// Starts `kvgate experiment LINE`, whose directory is `dir`.
     pub(crate) fn start(line: &str, dir: &Path) -> Self {
-        let child = kvgate(&format!("experiment {line}"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
+        Self::of(&mut kvgate(&format!("experiment {line}")), dir)
+    }
+
+    /// Starts a command, whose directory is `dir`.
+    pub(crate) fn of(command: &mut Command, dir: &Path) -> Self {
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         Self {
             child: child.expect("kvgate starts"),
             dir: dir.to_owned(),
