@@ -159,17 +159,16 @@ fn expert() -> String {
             if reader.read_line(&mut first).is_err() {
                 continue;
             }
-            let (status, body) = match first.starts_with("GET") {
-                true => ("200 OK", r#"{"data":[{"id":"expert"}]}"#),
-                false => ("500 Internal Server Error", r#"{"error":{"message":"no"}}"#),
-            };
+            let mut answer = ("200 OK", r#"{"data":[{"id":"expert"}]}"#);
             if !first.starts_with("GET") {
                 asked += 1;
                 if asked % 2 == 0 {
                     unanswered.push(reader);
                     continue;
                 }
+                answer = ("500 Internal Server Error", r#"{"error":{"message":"no"}}"#);
             }
+            let (status, body) = answer;
             read_the_rest(&mut reader);
             let length = body.len();
             let answer = format!(

@@ -97,7 +97,7 @@ pub async fn play(cell: &Planned, setting: &Setting) -> anyhow::Result<End> {
         (Ok(()), _) => {}
         (Err(error), None) => return Err(error),
         // An engine that hangs cannot be asked to end either; what ended the cell comes first.
-        (Err(error), Some(cause)) => *cause += &format!("; then {error:#}"),
+        (Err(error), Some(cause)) => *cause = format!("{cause}; then {error:#}"),
     }
     Ok(end)
 }
