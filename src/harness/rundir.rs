@@ -11,7 +11,7 @@
 //! | `kv_samples.jsonl` | gate | a wide sample |
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -149,6 +149,7 @@ impl RunDir {
             File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Lines {
             out: BufWriter::new(file),
+            path,
         })
     }
 
@@ -202,33 +203,40 @@ pub enum StepSource {
 #[derive(Debug)]
 pub struct Lines {
     out: BufWriter<File>,
+    path: PathBuf,
 }
 
 impl Lines {
     /// Appends one line.
     ///
     /// # Errors
-    /// When the write fails.
+    /// When the write fails; the message names the file.
     pub fn push(&mut self, value: &impl Serialize) -> anyhow::Result<()> {
-        serde_json::to_writer(&mut self.out, value)?;
-        self.out.write_all(b"\n")?;
-        Ok(())
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        let written = self.out.write_all(&line);
+        self.named(written)
     }
 
     /// Writes what is buffered.
     ///
     /// # Errors
-    /// When the write fails.
+    /// When the write fails; the message names the file.
     pub fn flush(&mut self) -> anyhow::Result<()> {
-        self.out.flush().context("cannot write a record")
+        let written = self.out.flush();
+        self.named(written)
     }
 
     /// Writes the rest.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written; the message names it.
     pub fn finish(mut self) -> anyhow::Result<()> {
-        Ok(self.out.flush()?)
+        self.flush()
+    }
+
+    fn named(&self, written: io::Result<()>) -> anyhow::Result<()> {
+        written.with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 

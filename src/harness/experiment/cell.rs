@@ -92,8 +92,13 @@ pub async fn play(cell: &Planned, setting: &Setting) -> anyhow::Result<End> {
     let mut engine = setting.engine.start(dir.path(), &clock, drain).await?;
     let played = with_engine(cell, setting, &mut engine, clock).await;
     let stopped = engine.stop().await;
-    let end = played?;
-    stopped.context("the engine")?;
+    let mut end = played?;
+    match (stopped.context("the engine"), &mut end.cause) {
+        (Ok(()), _) => {}
+        (Err(error), None) => return Err(error),
+        // An engine that hangs cannot be asked to end either; what ended the cell comes first.
+        (Err(error), Some(cause)) => *cause = format!("{cause}; then {error:#}"),
+    }
     Ok(end)
 }
 

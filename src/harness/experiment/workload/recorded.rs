@@ -123,7 +123,8 @@ impl Recorded {
             writes_manifest: true,
         };
         // A recorded program that is cut short cannot go on later, so that to drain is to end.
-        let cancel = hands.drain.clone();
+        // It is the cell's own: what ends this one ends no other.
+        let cancel = hands.drain.child_token();
         let replay = self.replay(stage, RunDir::create(&stage.dir)?);
         let mut playing = std::pin::pin!(replay.play_watched(cancel.clone(), onlooker));
         let mut played = Played {
@@ -151,8 +152,8 @@ async fn tell(record: &ProgramRecord, played: &mut Played, told: &mpsc::Sender<T
         Ending::Done => played.ok += 1,
         Ending::Failed => {
             played.failed += 1;
-            let cause = record.cause.clone().unwrap_or_default();
-            *played.causes.entry(cause).or_default() += 1;
+            let cause = record.cause.as_deref().unwrap_or_default();
+            *played.causes.entry(kind_of(cause)).or_default() += 1;
         }
         Ending::Cancelled => return,
     }
@@ -163,6 +164,12 @@ async fn tell(record: &ProgramRecord, played: &mut Played, told: &mpsc::Sender<T
     };
     // Fails only when nobody listens any more.
     let _gone = told.send(ended).await;
+}
+
+/// A cause without what differs from one failure to the next: `504 Gateway Timeout`, not the reply that came with it.
+fn kind_of(cause: &str) -> String {
+    let kind = cause.split_once(": ").map_or(cause, |(kind, _)| kind);
+    kind.to_owned()
 }
 
 /// The summary in a line.

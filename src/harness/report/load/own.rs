@@ -106,15 +106,21 @@ fn missing(dir: &Path, replayed: bool, by_gate: bool) -> Vec<Missing> {
     missing
 }
 
-/// A replay writes its summary last.
+/// A replay writes its summary last; an experiment says in its manifest how it ended, and has no summary if tau2-bench
+/// was played.
 fn ended(dir: &Path, replayed: bool, intake: &mut Intake) -> Ended {
     match json_of(&dir.join(SUMMARY)).transpose() {
         Some(read) => intake
             .read(SUMMARY, read)
             .map_or(Ended::Unknown, |_| Ended::Summary),
+        None if is_played_to_its_end(dir) => Ended::Summary,
         None if replayed => Ended::Killed(SUMMARY),
         None => Ended::Unknown,
     }
+}
+
+fn is_played_to_its_end(dir: &Path) -> bool {
+    manifest_json(dir).is_some_and(|manifest| manifest["ended"]["outcome"] == "done")
 }
 
 /// Steps that the client saw served, to hold the gate's records against.
