@@ -110,7 +110,12 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    tracing::info!(refused = report.refused, quiet = report.quiet, "stopped");
+    let proxy::DrainReport {
+        refused,
+        quiet,
+        programs,
+    } = report;
+    tracing::info!(refused, quiet, programs, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 

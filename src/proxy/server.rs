@@ -92,6 +92,8 @@ pub struct DrainReport {
     pub refused: usize,
     /// Whether every request ended within the time.
     pub quiet: bool,
+    /// Programs that nobody released.
+    pub programs: usize,
 }
 
 /// A gate that is serving.
@@ -379,7 +381,15 @@ impl Running {
         self.connections.tasks.wait().await;
         self.background.shutdown().await;
         self.close_files();
-        DrainReport { refused, quiet }
+        let programs = self
+            .proxy
+            .gate
+            .with(|sequencer, _| sequencer.programs().len());
+        DrainReport {
+            refused,
+            quiet,
+            programs,
+        }
     }
 
     /// Waits until every record is on disk.

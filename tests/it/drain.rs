@@ -17,6 +17,20 @@ async fn a_gate_with_nothing_to_do_drains_and_closes_its_port() {
 }
 
 #[tokio::test]
+async fn programs_that_nobody_released_are_counted_at_the_end() {
+    let mut stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    for program in ["released", "forgotten"] {
+        let asking = gate.chat(program, false).spawn();
+        stub.call().await.answer(&fixture("chat")).await;
+        assert_eq!(asking.await.unwrap().status, 200);
+    }
+    let release = gate.post("/programs/release", r#"{"job_id":"released"}"#);
+    assert_eq!(release.send().await.status, 200);
+    assert_eq!(within(gate.drain()).await.programs, 1);
+}
+
+#[tokio::test]
 async fn a_running_stream_is_finished_and_readiness_is_off_meanwhile() {
     let mut stub = Stub::start().await;
     let mut config = config(&[&stub]);

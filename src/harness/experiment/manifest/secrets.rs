@@ -47,10 +47,12 @@ pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
 }
 
-/// Whether a name says that its value is a key.
+/// Whether a name says that its value is a key. A model's tokens are none: how many of them, as in `--max-tokens`, or
+/// what makes them, as in `TOKENIZERS_PARALLELISM`.
 fn tells(name: &str) -> bool {
-    let name = name.to_lowercase();
-    TELLING.iter().any(|word| name.contains(word))
+    let name = name.to_lowercase().replace("tokenizer", "");
+    let counts = name.contains("max") && name.ends_with("tokens");
+    !counts && TELLING.iter().any(|word| name.contains(word))
 }
 
 /// Of `variables`, those that change what programs do.
@@ -154,12 +156,20 @@ mod tests {
     fn only_listed_variables_are_written_and_no_key_among_them() {
         let all = pairs(&[
             ("TZ", "UTC"),
+            ("TOKENIZERS_PARALLELISM", "false"),
             ("VLLM_USE_V1", "1"),
             ("VLLM_API_KEY", "sk-123456"),
+            ("VLLM_TOKEN", "sk-123456"),
             ("HOSTNAME", "h"),
         ]);
         let kept: Vec<String> = listed(all).into_keys().collect();
-        assert_eq!(kept, ["TZ", "VLLM_USE_V1"]);
+        assert_eq!(kept, ["TOKENIZERS_PARALLELISM", "TZ", "VLLM_USE_V1"]);
+    }
+
+    #[test]
+    fn how_many_tokens_a_model_may_make_is_no_key() {
+        let command = ["--max-tokens", "24", "--max-num-batched-tokens=8192"].map(str::to_owned);
+        assert_eq!(without_keys(&command), command);
     }
 
     #[test]
