@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// What a test waits for, with a deadline instead of for ever.
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let result = tokio::time::timeout(DEADLINE, future).await;
-    result.unwrap_or_else(|_| panic!("{what} within {DEADLINE:?}"))
+    result.expect(what)
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {

@@ -323,7 +323,7 @@ mod tests {
                 event: Event::Arrive(arrival),
                 ..
             } => Some((*at, *arrival)),
-            _ => None,
+            Line::Policy { .. } | Line::Event { .. } | Line::Told { .. } | Line::Gap { .. } => None,
         });
         let arrivals: Vec<_> = arrivals.collect();
         let running = arrivals[1..].iter().map(|&(at, arrival)| Running {

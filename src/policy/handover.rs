@@ -174,13 +174,15 @@ mod tests {
 
     /// Every policy, with a cap that three programs reach.
     fn policies() -> impl Iterator<Item = Config> {
-        let config = |name| match Config::by_name(name).unwrap() {
-            Config::Concurrency(config) => {
-                Config::Concurrency(concurrency::Config { cap: 3, ..config })
-            }
-            other => other,
+        let capped = concurrency::Config {
+            cap: 3,
+            ..concurrency::Config::default()
         };
-        Config::NAMES.into_iter().map(config)
+        let others = Config::NAMES
+            .into_iter()
+            .filter(|name| *name != concurrency::NAME);
+        let others = others.map(|name| Config::by_name(name).unwrap());
+        others.chain([Config::Concurrency(capped)])
     }
 
     /// Two programs run; a third has run, and calls a tool.

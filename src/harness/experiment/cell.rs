@@ -16,11 +16,12 @@ use super::manifest::{Finish, Inputs, Outcome, Record};
 use super::matrix::Planned;
 use super::spec::Options;
 use super::watch::Watch;
-use super::watchdog::{Alarm, Level, Rules};
+use super::watchdog::{self, Alarm, Level, Rules};
 use super::workload::{Bench, Hands, Played, Stage, Told, Workload};
 use crate::clock::Clock;
 use crate::harness::child::server::Server;
 use crate::harness::rundir::{DIRECT, RunDir};
+use crate::harness::tau2::event::{Cause, Failure};
 
 /// Run seconds between KV samples, as in the reference experiment.
 const SAMPLE_INTERVAL_S: f64 = 5.0;
@@ -244,7 +245,7 @@ fn finish(end: &anyhow::Result<End>, engine: &Engine) -> Finish {
 /// What may end a cell before its workload does.
 struct Ending<'a> {
     hands: &'a Hands,
-    give_up: mpsc::UnboundedSender<(String, String)>,
+    give_up: mpsc::UnboundedSender<(String, Failure)>,
     cause: Option<String>,
 }
 
@@ -258,8 +259,17 @@ impl Ending<'_> {
         match (alarm.level, &alarm.program) {
             (Level::Warn, _) => {}
             (Level::FailTask, Some(program)) => {
+                let failure = Failure {
+                    cause: match alarm.cause {
+                        watchdog::Cause::ContextOverflow => Cause::ContextOverflow,
+                        watchdog::Cause::ProgramSilent
+                        | watchdog::Cause::NoTask
+                        | watchdog::Cause::NoStep => Cause::GivenUp,
+                    },
+                    error: alarm.to_string(),
+                };
                 // Fails only when the workload is over.
-                let _over = self.give_up.send((program.clone(), alarm.to_string()));
+                let _over = self.give_up.send((program.clone(), failure));
             }
             (Level::FailTask | Level::StopCell, _) => self.now(format!("the watchdog: {alarm}")),
         }

@@ -151,7 +151,7 @@ impl Books {
         if let Some(id) = arrival.program {
             self.meet(id);
             self.update(id, |program| {
-                program.steps = program.steps.max(adoption.steps)
+                program.steps = program.steps.max(adoption.steps);
             });
         }
         self.start(now, &arrival, adoption.backend);

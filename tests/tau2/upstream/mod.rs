@@ -101,7 +101,7 @@ fn an_environment_for_a_checkout_is_made_once_from_what_it_says_it_needs() {
     let mut said = Vec::new();
     let mut open = || {
         Environment::upstream(&checkout, None, &cache, &mut |line| {
-            said.push(line.to_owned())
+            said.push(line.to_owned());
         })
     };
     let first = open().expect("made");

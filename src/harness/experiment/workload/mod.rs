@@ -26,7 +26,7 @@ use super::watchdog::Alarm;
 use crate::clock::Clock;
 use crate::harness::rundir::{EngineManifest, Manifest};
 use crate::harness::tau2::environment::Environment;
-use crate::harness::tau2::event::Event;
+use crate::harness::tau2::event::{Event, Failure};
 use crate::harness::tau2::settings::Identity;
 use crate::harness::trace::Trace;
 
@@ -517,7 +517,7 @@ impl Workload {
         stage: &Stage,
         bench: &Bench,
         hands: &Hands,
-        given_up: mpsc::UnboundedReceiver<(String, String)>,
+        given_up: mpsc::UnboundedReceiver<(String, Failure)>,
         told: mpsc::Sender<Told>,
     ) -> anyhow::Result<Played> {
         match (self, bench) {

@@ -10,6 +10,7 @@ use super::{Hands, Kind, Played, Stage, Told, WorkloadOptions, load_trace};
 use crate::harness::replay::player::InFlight;
 use crate::harness::replay::{Onlooker, Replay, Summary};
 use crate::harness::rundir::{Ending, Manifest, ProgramRecord, RunDir};
+use crate::harness::tau2::event::Failure;
 use crate::harness::trace::Trace;
 
 /// Recorded programs, checked.
@@ -111,7 +112,7 @@ impl Recorded {
         &self,
         stage: &Stage,
         hands: &Hands,
-        mut given_up: mpsc::UnboundedReceiver<(String, String)>,
+        mut given_up: mpsc::UnboundedReceiver<(String, Failure)>,
         told: &mpsc::Sender<Told>,
     ) -> anyhow::Result<Played> {
         let (ended, mut endings) = mpsc::unbounded_channel();

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::{Hands, Kind, Played, Stage, Told, WorkloadOptions, load_arrivals};
 use crate::harness::rundir::{DIRECT, Ending, Manifest, ProgramRecord, RunDir};
 use crate::harness::tau2::environment::{Environment, cache_dir};
-use crate::harness::tau2::event::{Cause, Event, What};
+use crate::harness::tau2::event::{Cause, Event, Failure, What};
 use crate::harness::tau2::outputs::{Header, Outputs, Progress, Reward, read_rewards};
 use crate::harness::tau2::plan::{self, Arrivals, Rules, Schedule};
 use crate::harness::tau2::pool;
@@ -200,7 +200,7 @@ impl Tau2 {
         stage: &Stage,
         environment: Environment,
         hands: &Hands,
-        given_up: mpsc::UnboundedReceiver<(String, String)>,
+        given_up: mpsc::UnboundedReceiver<(String, Failure)>,
         told: &mpsc::Sender<Told>,
     ) -> anyhow::Result<Played> {
         let workload = plan::Workload {
@@ -254,7 +254,7 @@ impl Tau2 {
 async fn obey(
     remote: Remote,
     hands: Hands,
-    mut given_up: mpsc::UnboundedReceiver<(String, String)>,
+    mut given_up: mpsc::UnboundedReceiver<(String, Failure)>,
 ) {
     loop {
         tokio::select! {
@@ -264,7 +264,7 @@ async fn obey(
                 return;
             }
             () = hands.drain.cancelled() => break,
-            Some((program, why)) = given_up.recv() => remote.give_up(program, why),
+            Some((program, failure)) = given_up.recv() => remote.give_up(program, failure),
         }
     }
     remote.drain();
