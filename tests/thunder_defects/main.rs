@@ -60,8 +60,8 @@
 //! | defect | file | test |
 //! |---|---|---|
 //! | Abandoned requests are sent | `tests/it/cancel.rs` | `a_client_that_leaves_while_held_never_reaches_the_backend` |
-//! | Nothing is forgotten: by time | `src/proxy/sequencer.rs` | `an_idle_program_expires_and_a_busy_one_does_not` |
-//! | Nothing is forgotten: by number | `src/proxy/sequencer.rs` | `a_full_table_forgets_the_longest_idle_program_and_never_a_busy_one` |
+//! | Nothing is forgotten: by time | `src/proxy/sequencer/mod.rs` | `an_idle_program_expires_and_a_busy_one_does_not` |
+//! | Nothing is forgotten: by number | `src/proxy/sequencer/mod.rs` | `a_full_table_forgets_the_longest_idle_program_and_never_a_busy_one` |
 //! | A gauge's old name is not read | `src/telemetry/scrape.rs` | `the_old_names_are_read` |
 //! | A nested `is_last_step` overrides the outer one | `src/proxy/request.rs` | `the_last_step_is_known_from_any_place_that_says_so` |
 //! | `content-encoding` of a decoded body; encoded answers corrupted; client's key dropped | `tests/it/passthrough.rs` | `random_json_headers_query_and_status_pass_untouched_both_ways` |

@@ -1,3 +1,5 @@
+//! What a run directory leads to, read back.
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;

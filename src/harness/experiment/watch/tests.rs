@@ -1,3 +1,5 @@
+//! A watch over files that grow, on a clock that runs fast.
+
 use std::io::Write;
 
 use super::*;

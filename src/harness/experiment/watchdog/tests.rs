@@ -1,3 +1,5 @@
+//! Stories of silences, and what holds for any signs.
+
 use proptest::prelude::*;
 
 use super::*;

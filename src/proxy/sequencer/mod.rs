@@ -2,7 +2,10 @@
 //! answers for whoever waits.
 //!
 //! It owns the policy, the table of programs and the table of requests. It is told the time, does no I/O and
-//! never waits, so every path of it is unit-tested; [`super::gate`] puts it behind a lock and a clock.
+//! never waits, so every path of it is unit-tested; [`super::gate`] puts it behind a lock and a clock. `switch`:
+//! what another policy is told when it takes over.
+
+mod switch;
 
 use tokio::sync::oneshot;
 
@@ -10,12 +13,10 @@ use super::intern::ToolNames;
 use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
 use super::verdict::{Admission, Answer, Arrived, Arriving, Ending, OpenStep, Refusal, Verdict};
 use crate::policy::estimate::PromptEstimator;
-use crate::policy::handover::{Handover, Running};
 use crate::policy::roster::Backend;
 use crate::policy::{
-    Adoption, Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason,
-    Outcome, Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time,
-    Tokens,
+    Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
+    Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time, Tokens,
 };
 use crate::telemetry::journal::{Journal, Line};
 
@@ -197,64 +198,6 @@ impl Sequencer {
     fn forget_known(&mut self, program: ProgramId) -> bool {
         let known = self.known_programs.get_mut(program.index());
         known.is_some_and(|known| std::mem::replace(known, false))
-    }
-
-    /// Puts another policy in charge, which must not have been used yet. It is told of everything that runs, is idle
-    /// or waits, see [`crate::policy::handover`]. O(requests + programs).
-    pub fn switch(&mut self, now: Time, policy: Box<dyn Policy>) {
-        let now = self.advance(now);
-        self.policy_name = policy.snapshot().policy;
-        self.policy = policy;
-        let handover = self.hand_over();
-        self.known_programs.clear();
-        for request in &mut self.requests {
-            request.known = !matches!(request.state, State::Free | State::Refused(_));
-        }
-        for (at, event) in handover.past(now) {
-            self.tell_past(at, event);
-        }
-        for program in handover.programs() {
-            self.know(program);
-        }
-        for event in handover.present() {
-            self.tell(&event);
-        }
-    }
-
-    /// What there is for another policy to know. What is held is undecided from here on.
-    fn hand_over(&mut self) -> Handover {
-        let held = self.take_held();
-        let held = held.iter().map(|request| &self.requests[request.index()]);
-        let held = held.map(|slot| (slot.arrived, slot.arrival)).collect();
-        let running = self.requests.iter().filter_map(|slot| {
-            let State::Admitted(Admission { backend, .. }) = slot.state else {
-                return None;
-            };
-            let steps = |id| self.programs.steps_before(id);
-            Some(Running {
-                adoption: Adoption {
-                    arrival: slot.arrival,
-                    backend,
-                    steps: slot.arrival.program.map_or(0, steps),
-                },
-                admitted: slot.admitted,
-                first_token: slot.first_token,
-            })
-        });
-        let free = RequestId(u32::try_from(self.requests.len()).unwrap_or(u32::MAX));
-        Handover {
-            backends: self.backends.clone(),
-            running: running.collect(),
-            idle: self.programs.idle(free).collect(),
-            held,
-        }
-    }
-
-    /// Tells a policy that takes over of something that happened before.
-    fn tell_past(&mut self, at: Time, event: Event) {
-        self.policy.handle(at, &event, &mut self.decisions);
-        debug_assert!(self.decisions.is_empty(), "decided by the past: {event:?}");
-        self.note(Line::Told { at, event });
     }
 
     /// Every held request, in order of arrival, as undecided again.
