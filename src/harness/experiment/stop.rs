@@ -227,7 +227,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_heeds_nothing_is_killed_with_all_it_started() {
-        let (mut child, process) = shell("trap '' TERM INT; tail -f /dev/null & echo ready; wait");
+        let (mut child, process) =
+            shell("trap '' TERM INT; tail -f /dev/null >/dev/null & echo ready; wait");
         let started = process.descendants();
         assert_eq!(started.len(), 1, "{started:?}");
         let how = stop(&process, manner(Duration::ZERO, Duration::ZERO))
