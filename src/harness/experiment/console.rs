@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -21,6 +22,9 @@ use tokio::sync::watch;
 use super::machine;
 use super::state::LOG;
 use crate::clock::Clock;
+
+/// How often a bar is drawn at least.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Where lines go.
 #[derive(Debug)]
@@ -113,8 +117,12 @@ impl Console {
         if self.streams.lock().stderr == Leads::Log {
             return;
         }
-        let to_terminal = || writeln!(std::io::stderr(), "{}", text.trim_end());
-        if self.bars.suspend(to_terminal).is_err() {
+        // Not `suspend`, which panics when the terminal is gone; the bars come back with their next tick.
+        let cleared = self.bars.clear();
+        if cleared
+            .and_then(|()| writeln!(std::io::stderr(), "{}", text.trim_end()))
+            .is_err()
+        {
             self.leave(|stream| stream.stderr = Leads::Terminal);
         }
     }
@@ -129,7 +137,9 @@ impl Console {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
         };
-        self.bars.add(bar)
+        let bar = self.bars.add(bar);
+        bar.enable_steady_tick(TICK);
+        bar
     }
 
     /// From here on SIGHUP ends nothing: what went to the terminal goes to the log.
