@@ -24,17 +24,12 @@ const LEAST_TURN_S: f64 = 2.0;
 pub(super) enum Line {
     /// Its context is on this backend. Programs that came first go first.
     Warm(BackendId),
-    /// It starts from nothing, on any backend. In order of arrival.
+    /// It starts from nothing, on any backend. In order of [`Kvgate::cold_key`].
     Cold,
 }
 
 /// The queue's order: the line, then the place in it.
 pub(super) type Key = (Line, u64);
-
-/// The key of a request that starts from nothing and arrived at `since`.
-pub(super) const fn cold_key(since: Time) -> Key {
-    (Line::Cold, since.as_nanos())
-}
 
 impl Kvgate {
     /// The line for the next request of a program.
@@ -47,11 +42,29 @@ impl Kvgate {
         home.map_or(Line::Cold, Line::Warm)
     }
 
-    pub(super) fn key(&self, line: Line, id: ProgramId, since: Time) -> Key {
+    pub(super) fn key(&self, line: Line, id: ProgramId, since: Time, arrival: &Arrival) -> Key {
         match line {
             Line::Warm(_) => (line, self.programs.get(id.index()).map_or(0, |p| p.rank)),
-            Line::Cold => cold_key(since),
+            Line::Cold => self.cold_key(since, arrival),
         }
+    }
+
+    /// The place of a request that starts from nothing and came at `since`: that of its program's last step, as if
+    /// it had come with that one's end, but the more it costs to serve the later.
+    ///
+    /// Whoever is served soon goes off to its next gap soon, and gaps pass side by side; so the longest unserved and
+    /// the quickly served go first.
+    pub(super) fn cold_key(&self, since: Time, arrival: &Arrival) -> Key {
+        let served = arrival.program.and_then(|id| self.programs.get(id.index()));
+        let served = served.map_or(since, |program| program.served.min(since));
+        let gap = since.since(served);
+        let most = settings::duration(self.config.age_s / 2.0);
+        let prices = self.caches.iter().map(|cache| cache.price.prefill_s());
+        let least_s = prices.fold(f64::INFINITY, f64::min);
+        let tokens = self.private(arrival, self.group_of(arrival));
+        let stretch = settings::duration(self.config.stretch * least_s * f64::from(tokens));
+        let place = (since + stretch).since(Time::ZERO + gap.min(most));
+        (Line::Cold, (Time::ZERO + place).as_nanos())
     }
 
     pub(super) fn head(&self, line: Line) -> Option<&Held<Key>> {
@@ -66,11 +79,11 @@ impl Kvgate {
         program.running > 0 || (here > 0 && here >= program.private / 2)
     }
 
-    /// Whether a request that starts from nothing has waited for too long.
+    /// Whether a request that starts from nothing has waited for too long, counted from its place in the line.
     fn is_somebody_overdue(&self, now: Time) -> bool {
         let age = settings::duration(self.config.age_s);
         let first = self.head(Line::Cold);
-        first.is_some_and(|held| now.since(held.since) >= age)
+        first.is_some_and(|held| now.since(Time::from_nanos(held.key.1)) >= age)
     }
 
     fn is_turn_over(&self, now: Time, home: BackendId, program: &Program) -> bool {
@@ -113,7 +126,8 @@ impl Kvgate {
                 self.waiting.remove(request);
                 self.start(now, &held.arrival, backend, out);
             } else if self.is_better_elsewhere(now, backend, &held) {
-                self.waiting.rekey(request, cold_key(held.since));
+                let key = self.cold_key(held.since, &held.arrival);
+                self.waiting.rekey(request, key);
             } else {
                 return;
             }

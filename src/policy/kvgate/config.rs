@@ -16,6 +16,9 @@ pub struct Config {
     pub age_s: f64,
     /// A program's turn: this many times what it takes to load its context.
     pub turn_reloads: f64,
+    /// A request without a warm context stands in line as if it had come later, by this many times what it takes to
+    /// load its context.
+    pub stretch: f64,
     /// A request may be passed for this long by others whose shared prefix is in use when its own is not.
     pub affinity_s: f64,
     /// A request held this long is sent regardless.
@@ -40,6 +43,7 @@ impl Config {
         }
         settings::seconds("age_s", self.age_s, 0.0)?;
         settings::seconds("turn_reloads", self.turn_reloads, 0.0)?;
+        settings::seconds("stretch", self.stretch, 0.0)?;
         settings::seconds("affinity_s", self.affinity_s, 0.0)?;
         settings::seconds("hold_timeout_s", self.hold_timeout_s, 0.0)?;
         settings::at_least_one("max_held", self.max_held.into())?;
@@ -54,6 +58,7 @@ impl Default for Config {
             correct_capacity: true,
             age_s: 300.0,
             turn_reloads: 40.0,
+            stretch: 15.0,
             affinity_s: 60.0,
             hold_timeout_s: settings::HOLD_TIMEOUT_S,
             max_held: settings::MAX_HELD,

@@ -224,6 +224,7 @@ impl Kvgate {
             return false;
         };
         program.running = program.running.saturating_sub(1);
+        program.served = now;
         program.run_s = now.since(run.admitted).as_secs_f32();
         if let Some(usage) = usage {
             program.prompt = narrow(usage.prompt);
