@@ -121,6 +121,7 @@ impl Kvgate {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
         let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        self.strangers.observe(tracked.is_none());
         let Some(id) = tracked else {
             self.untracked += u64::from(arrival.program.is_some());
             arrival.program = None;

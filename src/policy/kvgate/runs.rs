@@ -60,7 +60,6 @@ impl Kvgate {
         let (request, program) = (arrival.request, arrival.program);
         self.roster.start(request, Flight { backend, program });
         out.admit(request, backend);
-        self.strangers.observe(program.is_none());
         let group = match program {
             Some(_) => self.group_of(arrival),
             None => self.enter_group(arrival),
