@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Cli, Command, ServeArgs};
 use crate::config::{ConfigError, Effective};
 use crate::harness::{
-    calibrate, child, engine, group, journal, quickstart, reference, replay, report, simulator,
-    traces, vectors,
+    calibrate, child, engine, experiment, group, journal, quickstart, reference, replay, report,
+    simulator, traces, vectors,
 };
 use crate::proxy;
 
@@ -27,6 +27,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(args) => Ok(print_config(&args)),
         Command::Engine(args) => run_engine(args).await,
         Command::Quickstart(args) => quickstart::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Experiment(args) => experiment::run(args).await,
         Command::Replay(args) => replay::run(args).await.map(|_| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args),
         Command::Reference(args) => Ok(reference::scripts::run(&args)),

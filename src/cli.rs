@@ -11,6 +11,7 @@ use crate::config::ServeOptions;
 use crate::harness::calibrate::CalibrateArgs;
 use crate::harness::child::guard::GuardArgs;
 use crate::harness::engine::EngineArgs;
+use crate::harness::experiment::ExperimentArgs;
 use crate::harness::journal::JournalArgs;
 use crate::harness::quickstart::QuickstartArgs;
 use crate::harness::reference::scripts::ReferenceArgs;
@@ -43,6 +44,8 @@ pub enum Command {
     Config(ServeArgs),
     /// Run a model of vLLM's engine behind the same HTTP API, without a GPU.
     Engine(EngineArgs),
+    /// Play tau2-bench or recorded programs through a gate, policy by policy: one command for the whole matrix.
+    Experiment(ExperimentArgs),
     /// Play agent programs through a gate, or straight at a vLLM, and write a run directory.
     Replay(ReplayArgs),
     /// Compare finished runs: the active window, the whole run, and who won.

@@ -9,14 +9,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use kvgate::policy::handover::{Handover, Idle, Running};
 use kvgate::policy::ledger::{Footprint, Ledger, Sums};
+use kvgate::policy::roster::Backend;
 use kvgate::policy::{
-    Arrival, BackendId, BackendSample, Checked, Config, Decision, Decisions, Event, GapKind,
-    HoldReason, Outcome, Policy, PolicySnapshot, ProgramId, Ratio, RequestId, SharedPrefix, Time,
-    Tokens, ToolId, Usage, Wakeup, concurrency, continuum, kvgate as ours, thunderagent,
-    thunderreact,
+    Adoption, Arrival, BackendId, BackendSample, Checked, Config, Decision, Decisions, Event,
+    GapKind, HoldReason, Outcome, Policy, PolicySnapshot, ProgramId, Ratio, RequestId,
+    SharedPrefix, Time, Tokens, ToolId, Usage, Wakeup, concurrency, continuum, kvgate as ours,
+    thunderagent, thunderreact,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -55,6 +58,8 @@ enum Move {
     Wait(u64),
     /// A tick at the wakeup, or now if that is past.
     Tick,
+    /// Another policy takes over.
+    Switch(usize),
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -116,6 +121,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => (0..BACKENDS).prop_map(Move::Down),
         4 => prop_oneof![0_u64..5, 0_u64..4000, 0_u64..30_000].prop_map(Move::Wait),
         6 => Just(Move::Tick),
+        1 => any::<usize>().prop_map(Move::Switch),
     ];
     let moves = prop::collection::vec(one, 1..160);
     // Most cases begin with a backend, or nearly all arrivals would be refused.
@@ -130,10 +136,17 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 /// A request that the world has not seen the end of.
 #[derive(Clone, Copy, Debug)]
 struct Live {
-    program: Option<ProgramId>,
-    prompt: Tokens,
-    running: bool,
-    last_step: bool,
+    arrival: Arrival,
+    since: Time,
+    /// Where it runs and since when, if it does.
+    running: Option<(BackendId, Time)>,
+    first_token: Option<Time>,
+}
+
+impl Live {
+    fn is_of(&self, program: ProgramId) -> bool {
+        self.arrival.program == Some(program)
+    }
 }
 
 /// The rest of the gate, as far as a policy can see it: makes random moves legal.
@@ -141,6 +154,9 @@ struct World {
     policy: Checked,
     now: Time,
     live: BTreeMap<u32, Live>,
+    /// The last request of each program that ran.
+    last: BTreeMap<u32, Idle>,
+    backends: Vec<Backend>,
     out: Decisions,
     journal: String,
 }
@@ -151,68 +167,130 @@ impl World {
             policy: Checked::new(config.build_unchecked()),
             now: Time::ZERO,
             live: BTreeMap::new(),
+            last: BTreeMap::new(),
+            backends: vec![Backend::default(); BACKENDS.into()],
             out: Decisions::new(),
             journal: String::new(),
         }
     }
 
     fn tell(&mut self, event: &Event) {
+        self.told(event);
+        self.check_count();
+    }
+
+    fn told(&mut self, event: &Event) {
         self.policy.handle(self.now, event, &mut self.out);
         let decisions = self.out.as_slice();
         writeln!(self.journal, "{:?} {event:?} {decisions:?}", self.now).unwrap();
         for decision in self.out.drain() {
             let request = decision.request().0;
             match decision {
-                Decision::Admit { .. } => self.live.get_mut(&request).unwrap().running = true,
+                Decision::Admit { backend, .. } => {
+                    self.live.get_mut(&request).unwrap().running = Some((backend, self.now));
+                }
                 Decision::Hold { .. } => {}
                 Decision::Reject { .. } => {
                     self.live.remove(&request);
                 }
             }
         }
+    }
+
+    fn check_count(&self) {
         let snapshot = self.policy.snapshot();
         assert_eq!(
             snapshot.held as usize,
-            self.live.values().filter(|l| !l.running).count()
+            self.live.values().filter(|l| l.running.is_none()).count()
         );
+    }
+
+    /// Another policy takes over; of the past it decides nothing.
+    fn switch(&mut self, config: &Config) {
+        self.policy = Checked::new(config.build_unchecked());
+        let handover = self.handover();
+        for (at, event) in handover.past(self.now) {
+            self.policy.handle(at, &event, &mut self.out);
+            assert!(self.out.is_empty(), "decided by {event:?}: {:?}", self.out);
+            writeln!(self.journal, "{at:?} {event:?}").unwrap();
+        }
+        for event in handover.present() {
+            self.told(&event);
+        }
+        self.check_count();
+    }
+
+    fn handover(&self) -> Handover {
+        let live = || self.live.values();
+        let running = live().filter_map(|live| {
+            let (backend, admitted) = live.running?;
+            Some(Running {
+                adoption: Adoption {
+                    arrival: live.arrival,
+                    backend,
+                    steps: 1,
+                },
+                admitted,
+                first_token: live.first_token,
+            })
+        });
+        let rests = |id: u32| live().all(|l| l.running.is_none() || !l.is_of(ProgramId(id)));
+        let idle = self.last.iter().filter(|(id, _)| rests(**id));
+        let free = RequestId(self.live.keys().max().map_or(0, |id| id + 1));
+        let idle = idle.map(|(_, idle)| {
+            let mut idle = *idle;
+            idle.adoption.arrival.request = free;
+            idle
+        });
+        let held = live().filter(|live| live.running.is_none());
+        let mut held: Vec<_> = held.map(|live| (live.since, live.arrival)).collect();
+        held.sort_by_key(|(since, arrival)| (*since, arrival.request));
+        Handover {
+            backends: self.backends.clone(),
+            running: running.collect(),
+            idle: idle.collect(),
+            held,
+        }
     }
 
     fn arrive(&mut self, program: Option<u32>, prompt: u64, shared: Option<u64>, last_step: bool) {
         let id = (0..=u32::MAX)
             .find(|id| !self.live.contains_key(id))
             .unwrap();
-        let program = program.map(ProgramId);
-        let live = Live {
-            program,
-            prompt: Tokens(prompt),
-            running: false,
-            last_step,
-        };
-        self.live.insert(id, live);
         let shared = shared.map(|fingerprint| SharedPrefix {
             fingerprint,
             tokens: Tokens(prompt / 2),
         });
-        self.tell(&Event::Arrive(Arrival {
+        let arrival = Arrival {
             request: RequestId(id),
-            program,
+            program: program.map(ProgramId),
             prompt: Tokens(prompt),
             shared,
             name_hash: 0,
             last_step,
-        }));
+        };
+        let live = Live {
+            arrival,
+            since: self.now,
+            running: None,
+            first_token: None,
+        };
+        self.live.insert(id, live);
+        self.tell(&Event::Arrive(arrival));
     }
 
     fn finish(&mut self, id: u32, outcome: Outcome, output: Option<u64>, gap: GapKind) {
         let live = self.live.remove(&id).unwrap();
-        let outcome = if live.running {
+        let prompt = live.arrival.prompt;
+        let outcome = if live.running.is_some() {
             outcome
         } else {
             Outcome::Cancelled
         };
-        let usage = output.filter(|_| live.running).map(|output| Usage {
-            prompt: live.prompt,
-            cached: (output % 2 == 0).then(|| Tokens(output.min(live.prompt.0))),
+        let usage = output.filter(|_| live.running.is_some());
+        let usage = usage.map(|output| Usage {
+            prompt,
+            cached: (output % 2 == 0).then(|| Tokens(output.min(prompt.0))),
             output: Tokens(output),
         });
         self.tell(&Event::Finish {
@@ -220,19 +298,42 @@ impl World {
             outcome,
             usage,
         });
-        let Some(program) = live.program else { return };
-        let mut rest = self.live.values().filter(|l| l.program == Some(program));
-        if live.running && rest.all(|l| !l.running) {
-            if live.last_step && self.is_quiet(program) {
-                self.tell(&Event::Release { program });
+        let Some(program) = live.arrival.program else {
+            return;
+        };
+        let Some((backend, _)) = live.running else {
+            return;
+        };
+        let idle = Idle {
+            adoption: Adoption {
+                arrival: live.arrival,
+                backend,
+                steps: 0,
+            },
+            since: self.now,
+            outcome,
+            usage,
+            gap: None,
+        };
+        self.last.insert(program.0, idle);
+        let mut rest = self.live.values().filter(|l| l.is_of(program));
+        if rest.all(|l| l.running.is_none()) {
+            if live.arrival.last_step && self.is_quiet(program) {
+                self.release(program);
             } else {
+                self.last.get_mut(&program.0).unwrap().gap = Some(gap);
                 self.tell(&Event::ToolGap { program, kind: gap });
             }
         }
     }
 
+    fn release(&mut self, program: ProgramId) {
+        self.last.remove(&program.0);
+        self.tell(&Event::Release { program });
+    }
+
     fn is_quiet(&self, program: ProgramId) -> bool {
-        self.live.values().all(|l| l.program != Some(program))
+        self.live.values().all(|l| !l.is_of(program))
     }
 
     fn tick(&mut self) {
@@ -263,8 +364,11 @@ impl World {
                 last_step,
             } => self.arrive(program, prompt, shared, last_step),
             Move::FirstToken(pick) => {
-                let running: Vec<_> = self.live.iter().filter(|(_, l)| l.running).collect();
-                if let Some((id, _)) = running.get(pick % running.len().max(1)) {
+                let running = self.live.iter_mut().filter(|(_, l)| l.running.is_some());
+                let mut running: Vec<_> = running.collect();
+                let pick = pick % running.len().max(1);
+                if let Some((id, live)) = running.get_mut(pick) {
+                    live.first_token.get_or_insert(self.now);
                     let request = RequestId(**id);
                     self.tell(&Event::FirstToken { request });
                 }
@@ -282,8 +386,7 @@ impl World {
             }
             Move::Release(id) => {
                 if self.is_quiet(ProgramId(id)) {
-                    let program = ProgramId(id);
-                    self.tell(&Event::Release { program });
+                    self.release(ProgramId(id));
                 }
             }
             Move::Sample {
@@ -298,15 +401,27 @@ impl World {
                     self.tick();
                 }
             }
-            Move::Up(backend, capacity) => self.tell(&Event::BackendUp {
-                backend: BackendId(backend),
-                kv_capacity: capacity.map(Tokens),
-            }),
-            Move::Down(backend) => self.tell(&Event::BackendDown {
-                backend: BackendId(backend),
-            }),
+            Move::Up(backend, capacity) => {
+                let known = &mut self.backends[usize::from(backend)];
+                known.up = true;
+                known.kv_capacity = capacity.map(Tokens);
+                self.tell(&Event::BackendUp {
+                    backend: BackendId(backend),
+                    kv_capacity: capacity.map(Tokens),
+                });
+            }
+            Move::Down(backend) => {
+                self.backends[usize::from(backend)].up = false;
+                self.tell(&Event::BackendDown {
+                    backend: BackendId(backend),
+                });
+            }
             Move::Wait(millis) => self.now = self.now + Duration::from_millis(millis),
             Move::Tick => self.tick(),
+            Move::Switch(pick) => {
+                let others = &*TIGHT;
+                self.switch(&others[pick % others.len()]);
+            }
         }
     }
 
@@ -314,7 +429,7 @@ impl World {
     /// nothing is.
     fn drain(&mut self, ticks: u32) -> bool {
         for _ in 0..ticks {
-            while let Some((&id, _)) = self.live.iter().find(|(_, live)| live.running) {
+            while let Some((&id, _)) = self.live.iter().find(|(_, live)| live.running.is_some()) {
                 self.finish(id, Outcome::Stop, Some(10), GapKind::UserTurn);
             }
             if self.live.is_empty() {
@@ -379,6 +494,12 @@ fn modes(name: &str) -> Vec<Config> {
     };
     std::iter::once(fixed).chain(other).collect()
 }
+
+/// Every policy that bounds its holds, in every mode, with bounds that are soon reached.
+static TIGHT: LazyLock<Vec<Config>> = LazyLock::new(|| {
+    let all = Config::NAMES.into_iter().flat_map(modes);
+    all.filter(is_bound_on_holds).map(tight).collect()
+});
 
 /// Each pressure mode once, and the other settings that decide who runs.
 fn continuum_modes(config: &continuum::Config) -> Vec<Config> {
@@ -544,13 +665,17 @@ fn waits_between_the_triggers(mode: thunderreact::Mode) -> (World, bool) {
     world.arrive(Some(1), 90, None, false);
     world.make(Move::Squeeze(0));
     world.arrive(Some(0), 900, None, false);
-    let held = world.live.values().filter(|live| !live.running).count();
+    let held = world
+        .live
+        .values()
+        .filter(|live| live.running.is_none())
+        .count();
     assert_eq!(held, 1, "the program was paused");
     for _ in 0..3_000 {
         world.sample(0, Some(0.9), 1, 0);
         world.tick();
     }
-    let is_served = world.live.values().all(|live| live.running);
+    let is_served = world.live.values().all(|live| live.running.is_some());
     (world, is_served)
 }
 

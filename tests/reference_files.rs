@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kvgate::harness::reference::driver_log::Event;
+use kvgate::harness::reference::driver_log::{Event, Parser};
 use kvgate::harness::reference::files::{self, LogTally};
-use kvgate::harness::reference::local_time::Zone;
+use kvgate::harness::reference::local_time::{LocalTime, Zone};
 use kvgate::harness::reference::profile::Kind;
 
 fn run(name: &str) -> PathBuf {
@@ -168,4 +168,72 @@ fn a_file_that_is_not_there_is_none_and_one_that_is_malformed_is_named() {
     std::fs::write(temp.path().join("outputs/metrics_global.json"), "{").unwrap();
     let error = format!("{:#}", files::metrics(temp.path()).unwrap_err());
     assert!(error.contains("metrics_global.json"), "{error}");
+}
+
+/// What the driver prints between its records, by how it begins.
+const CHATTER: [&str; 8] = [
+    "Load tasks from ",
+    "Total tasks: ",
+    "Tasks to run: ",
+    "DEBUG: Calling ",
+    "DEBUG: vLLM ",
+    "DEBUG: OpenAI ",
+    "[2026-",
+    "=====",
+];
+
+/// Lines of a log that are no event, nothing that is known to be said between them, and no part of a message that
+/// the debug log holds.
+fn unknown_lines(path: &Path) -> (usize, Vec<String>) {
+    let parser = Parser::new().expect("a parser");
+    let text = std::fs::read_to_string(path).expect("a log");
+    let mut unknown = Vec::new();
+    let mut in_message = false;
+    for line in text.lines() {
+        let (mut events, mut unread) = (0, 0);
+        parser.events(line, |event| match event {
+            Ok(_) => events += 1,
+            Err(_) => unread += 1,
+        });
+        let logged = LocalTime::parse(line.as_bytes()).is_some() && line.contains(" | ");
+        let known = events > 0 || logged || CHATTER.iter().any(|begin| line.starts_with(begin));
+        // A message goes on until something else begins.
+        in_message = if known {
+            line.contains("| DEBUG ")
+        } else {
+            in_message
+        };
+        if unread > 0 || !(known || in_message || line.trim().is_empty()) {
+            unknown.push(line.to_owned());
+        }
+    }
+    (text.lines().count(), unknown)
+}
+
+#[test]
+fn both_runs_of_the_driver_are_read_without_an_unknown_line() {
+    let logs = [
+        ("oss-run/debug/driver.log", 1_591),
+        ("oss-run/debug/logs/tau2_global.log", 247),
+        ("oss-run/debug/logs/eval_global.log", 7),
+        ("oss-run/stream-profile/driver.log", 456),
+        ("oss-run/stream-profile/logs/tau2_global.log", 227),
+        ("oss-run/stream-profile/logs/eval_global.log", 7),
+    ];
+    for (name, lines) in logs {
+        assert_eq!(unknown_lines(&run(name)), (lines, Vec::new()), "{name}");
+    }
+    for name in ["oss-run/debug", "oss-run/stream-profile"] {
+        let (counts, tally) = counted(name);
+        let of = |sort| counts.get(sort).copied();
+        let all = [of("started"), of("finished"), of("left"), of("complete")];
+        assert_eq!(
+            all,
+            [Some(6), Some(6), Some(6), Some(1)],
+            "{name}: {counts:?}"
+        );
+        assert_eq!((tally.unread, tally.tuples), (0, 6), "{:?}", tally.example);
+        let metrics = files::metrics(&run(name)).unwrap().unwrap();
+        assert_eq!((metrics.ok, metrics.error, metrics.total), (6, 0, 6));
+    }
 }

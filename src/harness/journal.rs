@@ -133,6 +133,16 @@ pub fn replay(
                     policy = Some(build(&name, settings, other)?);
                 }
             }
+            // Another policy saw it happen.
+            Line::Told { .. }
+            | Line::Event {
+                event: Event::Rearrive { .. },
+                ..
+            } if other.is_some() => {}
+            Line::Told { at, event } => {
+                let policy = policy.as_mut().context("the journal names no policy")?;
+                step(policy.as_mut(), at, &event, &[], &mut outcome);
+            }
             Line::Event {
                 at,
                 event,
@@ -235,7 +245,11 @@ pub fn describe(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Arrival, BackendId, Outcome as StepOutcome, ProgramId, RequestId, Tokens};
+    use crate::policy::handover::{Handover, Running};
+    use crate::policy::roster::Backend;
+    use crate::policy::{
+        Adoption, Arrival, BackendId, Outcome as StepOutcome, ProgramId, RequestId, Tokens,
+    };
 
     /// A journal of `policy`, recorded on a small backend that many programs want.
     fn record(name: &str) -> Vec<Line> {
@@ -294,6 +308,76 @@ mod tests {
                 (0, 8),
                 "{name}: {outcome:?}"
             );
+        }
+    }
+
+    /// The same, with `name` taking over from `baseline` while five programs run and one waits.
+    fn record_switch(name: &str) -> Vec<Line> {
+        let mut lines = record("baseline");
+        let now = Time::from_millis(60);
+        let config = policy::Config::by_name(name).unwrap();
+        lines.push(Line::policy(name, serde_json::to_value(&config).unwrap()));
+        let arrivals = lines.iter().filter_map(|line| match line {
+            Line::Event {
+                at,
+                event: Event::Arrive(arrival),
+                ..
+            } => Some((*at, *arrival)),
+            Line::Policy { .. } | Line::Event { .. } | Line::Told { .. } | Line::Gap { .. } => None,
+        });
+        let arrivals: Vec<_> = arrivals.collect();
+        let running = arrivals[1..].iter().map(|&(at, arrival)| Running {
+            adoption: Adoption {
+                arrival,
+                backend: BackendId(0),
+                steps: 0,
+            },
+            admitted: at,
+            first_token: None,
+        });
+        let handover = Handover {
+            backends: vec![Backend {
+                up: true,
+                kv_capacity: Some(Tokens(4000)),
+                ..Backend::default()
+            }],
+            running: running.collect(),
+            // As if it had been held since.
+            held: vec![arrivals[0]],
+            ..Handover::default()
+        };
+        let mut policy = config.build_unchecked();
+        for (at, event) in handover.past(now) {
+            policy.handle(at, &event, &mut Decisions::new());
+            lines.push(Line::Told { at, event });
+        }
+        for event in handover.present() {
+            let mut decisions = Decisions::new();
+            policy.handle(now, &event, &mut decisions);
+            let decisions = decisions.as_slice().to_vec();
+            lines.push(Line::Event {
+                at: now,
+                event,
+                decisions,
+            });
+        }
+        lines
+    }
+
+    #[test]
+    fn a_switch_of_policies_replays_as_it_was_and_is_nothing_to_another_policy() {
+        for name in policy::Config::NAMES {
+            let lines = record_switch(name);
+            let outcome = replayed(&lines, None);
+            assert_eq!(outcome.different, 0, "{name}: {outcome:?}");
+            assert_eq!(
+                outcome.events,
+                8 + 7,
+                "{name}: the past is told, and one asks"
+            );
+            let other = replayed(&lines, Some("concurrency"));
+            assert_eq!(other.events, 8, "{name}");
+            assert_eq!(other.arrivals.values().sum::<u64>(), 6, "{name}: each once");
         }
     }
 

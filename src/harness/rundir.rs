@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::policy;
+
 /// The policy that is none: the replay plays straight at a server.
 pub const DIRECT: &str = "direct";
 
@@ -25,7 +27,7 @@ pub const DIRECT: &str = "direct";
 pub struct Manifest {
     /// Version of kvgate that wrote this.
     pub kvgate: String,
-    /// The gate's policy, where the harness chose it.
+    /// The gate's policy, where the harness chose it; [`DIRECT`], or the name of a gate of another make.
     pub policy: Option<String>,
     /// Programs in flight at any time.
     pub concurrency: usize,
@@ -54,9 +56,10 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Whether the harness chose a gate's policy, so that the gate should have recorded the steps.
+    /// Whether the harness chose a policy of ours, so that the gate should have recorded the steps.
     pub fn is_gated(&self) -> bool {
-        self.policy.as_deref().is_some_and(|name| name != DIRECT)
+        let policy = self.policy.as_deref();
+        policy.is_some_and(|name| policy::Config::by_name(name).is_some())
     }
 }
 

@@ -7,7 +7,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::roster::{Flight, Roster};
-use super::{Decisions, Event, Policy, PolicySnapshot, RejectReason, Time, Wakeup};
+use super::{
+    Adoption, Arrival, BackendId, Decisions, Event, Policy, PolicySnapshot, RejectReason, Time,
+    Wakeup,
+};
 
 /// The name in the registry.
 pub const NAME: &str = "baseline";
@@ -23,22 +26,37 @@ pub struct Baseline {
     roster: Roster,
 }
 
-impl Policy for Baseline {
-    fn handle(&mut self, _now: Time, event: &Event, out: &mut Decisions) {
-        self.roster.observe(event);
-        if let Event::Finish { request, .. } = *event {
-            self.roster.finish(request);
-        }
-        let Event::Arrive(arrival) = *event else {
-            return;
-        };
-        let Some(backend) = self.roster.least_in_flight() else {
-            return out.reject(arrival.request, RejectReason::NoBackend);
-        };
+impl Baseline {
+    fn start(&mut self, arrival: &Arrival, backend: BackendId) {
         let program = arrival.program;
         self.roster
             .start(arrival.request, Flight { backend, program });
-        out.admit(arrival.request, backend);
+    }
+}
+
+impl Policy for Baseline {
+    fn handle(&mut self, _now: Time, event: &Event, out: &mut Decisions) {
+        self.roster.observe(event);
+        match *event {
+            Event::Arrive(arrival) | Event::Rearrive { arrival, .. } => {
+                let Some(backend) = self.roster.least_in_flight() else {
+                    return out.reject(arrival.request, RejectReason::NoBackend);
+                };
+                self.start(&arrival, backend);
+                out.admit(arrival.request, backend);
+            }
+            Event::Adopt(Adoption {
+                arrival, backend, ..
+            }) => self.start(&arrival, backend),
+            Event::Finish { request, .. } => drop(self.roster.finish(request)),
+            Event::FirstToken { .. }
+            | Event::ToolGap { .. }
+            | Event::Release { .. }
+            | Event::Sample(_)
+            | Event::BackendUp { .. }
+            | Event::BackendDown { .. }
+            | Event::Tick => {}
+        }
     }
 
     fn next_wakeup(&self) -> Option<Wakeup> {

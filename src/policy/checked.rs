@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::slots::Slots;
 use super::{
-    Arrival, BackendId, Decision, Decisions, Event, Policy, PolicySnapshot, ProgramId, ProgramView,
-    RequestId, Time, Wakeup,
+    Adoption, Arrival, BackendId, Decision, Decisions, Event, Policy, PolicySnapshot, ProgramId,
+    ProgramView, RequestId, Time, Wakeup,
 };
 
 /// What the laws need to know of one request.
@@ -15,6 +15,8 @@ enum Phase {
     New {
         /// Whether it belongs to a program, and so may be held.
         holdable: bool,
+        /// When it arrived, at whatever policy.
+        since: Time,
     },
     Held(Time),
     Running,
@@ -68,17 +70,11 @@ impl Checked {
         );
         self.now = now;
         match *event {
-            Event::Arrive(Arrival {
-                request, program, ..
-            }) => {
-                let holdable = program.is_some();
-                let old = self
-                    .requests
-                    .insert(request.index(), Phase::New { holdable });
-                assert!(
-                    matches!(old, None | Some(Phase::Rejected)),
-                    "event: {request:?} arrives while it is {old:?}"
-                );
+            Event::Arrive(arrival) => self.arrives(&arrival, now),
+            Event::Rearrive { arrival, since } => self.arrives(&arrival, since),
+            Event::Adopt(Adoption { arrival, .. }) => {
+                self.enters(arrival.request, Phase::Running);
+                self.running += 1;
             }
             Event::Finish { request, .. } => match self.requests.remove(request.index()) {
                 Some(Phase::Held(since)) => {
@@ -104,6 +100,19 @@ impl Checked {
         }
     }
 
+    fn arrives(&mut self, arrival: &Arrival, since: Time) {
+        let holdable = arrival.program.is_some();
+        self.enters(arrival.request, Phase::New { holdable, since });
+    }
+
+    fn enters(&mut self, request: RequestId, phase: Phase) {
+        let old = self.requests.insert(request.index(), phase);
+        assert!(
+            matches!(old, None | Some(Phase::Rejected)),
+            "event: {request:?} arrives while it is {old:?}"
+        );
+    }
+
     /// Laws P1 and P4, for one decision.
     fn decided(&mut self, decision: Decision) {
         let request = decision.request();
@@ -127,13 +136,17 @@ impl Checked {
                 self.running += 1;
             }
             Decision::Hold { .. } => {
-                assert_eq!(
-                    phase,
-                    Some(Phase::New { holdable: true }),
-                    "P1: {decision:?} but the request may not be held"
-                );
-                self.requests.insert(request.index(), Phase::Held(self.now));
-                self.held.insert((self.now, request));
+                let Some(Phase::New {
+                    holdable: true,
+                    since,
+                }) = phase
+                else {
+                    broken(format_args!(
+                        "P1: {decision:?} but the request may not be held"
+                    ));
+                };
+                self.requests.insert(request.index(), Phase::Held(since));
+                self.held.insert((since, request));
             }
             Decision::Reject { .. } => {
                 self.requests.insert(request.index(), Phase::Rejected);
@@ -144,7 +157,8 @@ impl Checked {
     /// The laws about the state after an event: P1, P5, P6, P7.
     fn after(&self, event: &Event) {
         let wakeup = self.inner.next_wakeup();
-        if let Event::Arrive(Arrival { request, .. }) = *event {
+        if let Event::Arrive(arrival) | Event::Rearrive { arrival, .. } = *event {
+            let request = arrival.request;
             let phase = self.requests.get(request.index());
             let undecided = matches!(phase, Some(Phase::New { .. }));
             assert!(!undecided, "P1: {request:?} arrived and got no decision");
@@ -228,6 +242,6 @@ impl Policy for Checked {
     reason = "the wrapper exists to panic when a law is broken"
 )]
 #[cold]
-fn broken(law: std::fmt::Arguments<'_>) {
+fn broken(law: std::fmt::Arguments<'_>) -> ! {
     panic!("{law}")
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ids::{BackendId, ProgramId, RequestId, ToolId};
+use super::time::Time;
 use super::units::{Ratio, Tokens};
 
 /// Something that happened, in the order in which it happened.
@@ -11,6 +12,15 @@ use super::units::{Ratio, Tokens};
 pub enum Event {
     /// A step's request was parsed and waits for a decision.
     Arrive(Arrival),
+    /// A request that another policy held until now waits for a decision of this one, see [`super::handover`].
+    Rearrive {
+        /// The request, as it arrived.
+        arrival: Arrival,
+        /// When that was: its hold counts from there.
+        since: Time,
+    },
+    /// A request that another policy admitted runs, see [`super::handover`]. There is nothing to decide.
+    Adopt(Adoption),
     /// The first content frame of an admitted request passed: its prefill is over.
     FirstToken {
         /// The admitted request.
@@ -72,6 +82,17 @@ pub struct Arrival {
     pub shared: Option<SharedPrefix>,
     /// The client said that this is the program's last step (`is_last_step`).
     pub last_step: bool,
+}
+
+/// One request that was admitted by the policy before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// The request, as it arrived.
+    pub arrival: Arrival,
+    /// Where it runs.
+    pub backend: BackendId,
+    /// Steps of its program that were begun before it.
+    pub steps: u32,
 }
 
 /// The leading part of a prompt (tools and system message) that programs of one kind have in common.

@@ -14,6 +14,7 @@ pub mod continuum;
 pub mod decision;
 pub mod estimate;
 pub mod event;
+pub mod handover;
 pub mod ids;
 pub mod kvgate;
 pub mod ledger;
@@ -33,7 +34,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use checked::Checked;
 pub use decision::{Decision, Decisions, HoldReason, RejectReason, Wakeup};
-pub use event::{Arrival, BackendSample, Event, GapKind, Outcome, SharedPrefix, Usage};
+pub use event::{Adoption, Arrival, BackendSample, Event, GapKind, Outcome, SharedPrefix, Usage};
 pub use ids::{BackendId, ProgramId, RequestId, ToolId};
 pub use time::Time;
 pub use units::{Ratio, Tokens};
@@ -43,7 +44,7 @@ pub use units::{Ratio, Tokens};
 /// # Laws
 /// Asserted by [`Checked`] and property-tested for every policy in the registry.
 ///
-/// * **P1** Each [`Event::Arrive`] gets exactly one decision in the same call. Each held request later gets
+/// * **P1** Each [`Event::Arrive`] and [`Event::Rearrive`] gets exactly one decision in the same call. Each held request later gets
 ///   exactly one `Admit` or `Reject`, unless it is cancelled first. A request without a program is never held.
 /// * **P2** `now` never decreases from call to call.
 /// * **P3** The same configuration, seed and events give the same decisions.

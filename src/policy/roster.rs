@@ -62,6 +62,8 @@ impl Roster {
             }
             Event::Sample(sample) => self.entry(sample.backend).sample = Some(sample),
             Event::Arrive(_)
+            | Event::Rearrive { .. }
+            | Event::Adopt(_)
             | Event::FirstToken { .. }
             | Event::Finish { .. }
             | Event::ToolGap { .. }

@@ -8,8 +8,12 @@ use std::time::Duration;
 use super::intern::ProgramNames;
 use super::verdict::Ending;
 use crate::policy::estimate::PromptHistory;
+use crate::policy::handover::Idle;
 use crate::policy::ids::name_hash;
-use crate::policy::{BackendId, ProgramId, ProgramView, Time, Tokens};
+use crate::policy::{
+    Adoption, Arrival, BackendId, GapKind, Outcome, ProgramId, ProgramView, RequestId, Time,
+    Tokens, Usage,
+};
 
 /// Bounds of the table.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +52,7 @@ pub struct Program {
     backend: Option<BackendId>,
     context: Tokens,
     history: Option<PromptHistory>,
+    last: Option<LastRun>,
     next_step: u32,
     held: u32,
     running: u32,
@@ -59,6 +64,18 @@ pub struct Program {
     ending: bool,
 }
 
+/// The last request of a program that ran to its end.
+#[derive(Clone, Copy, Debug)]
+struct LastRun {
+    arrival: Arrival,
+    backend: BackendId,
+    ended: Time,
+    outcome: Outcome,
+    usage: Option<Usage>,
+    /// What the program does since; `None` until that is told.
+    gap: Option<GapKind>,
+}
+
 /// A request that has ended, as its program sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct StepEnd {
@@ -66,10 +83,10 @@ pub struct StepEnd {
     pub step_index: u32,
     /// Size of the request's body.
     pub body_bytes: u64,
-    /// The client said that it was the last step.
-    pub last_step: bool,
-    /// Whether it ran on a backend.
-    pub was_running: bool,
+    /// What the policy was told of it.
+    pub arrival: Arrival,
+    /// Where it ran, if it did.
+    pub ran_on: Option<BackendId>,
 }
 
 /// What is left of a program after a request of it has ended.
@@ -136,6 +153,7 @@ impl Programs {
             backend: None,
             context: Tokens::ZERO,
             history: None,
+            last: None,
             next_step: 0,
             held: 0,
             running: 0,
@@ -184,15 +202,23 @@ impl Programs {
         let Some(program) = self.table[id.index()].as_mut() else {
             return Rest::Over;
         };
-        if step.was_running {
+        if let Some(backend) = step.ran_on {
             program.running -= 1;
+            program.last = Some(LastRun {
+                arrival: step.arrival,
+                backend,
+                ended: now,
+                outcome: ending.outcome,
+                usage: ending.usage,
+                gap: None,
+            });
         } else {
             program.held -= 1;
         }
         program.idle_since = now;
         if ending.outcome.is_success() {
             program.finished_at = Some(now);
-            program.ending |= step.last_step;
+            program.ending |= step.arrival.last_step;
             if let Some(usage) = ending.usage {
                 program.context = usage.context();
                 program.history = Some(PromptHistory {
@@ -213,6 +239,46 @@ impl Programs {
         }
         self.idle.insert((now, id));
         Rest::Idle
+    }
+
+    /// The program's gap has begun.
+    pub fn rests(&mut self, id: ProgramId, kind: GapKind) {
+        let program = self.table.get_mut(id.index()).and_then(Option::as_mut);
+        if let Some(last) = program.and_then(|program| program.last.as_mut()) {
+            last.gap = Some(kind);
+        }
+    }
+
+    /// Steps of the program that were begun before those that are in flight.
+    pub fn steps_before(&self, id: ProgramId) -> u32 {
+        let program = self.table.get(id.index()).and_then(Option::as_ref);
+        program.map_or(0, |p| p.next_step.saturating_sub(p.held + p.running))
+    }
+
+    /// Every program that ran and of which nothing runs, as another policy has to know it; `free` is the id of no
+    /// request. O(programs).
+    pub fn idle(&self, free: RequestId) -> impl Iterator<Item = Idle> {
+        let known = self.table.iter().flatten();
+        known
+            .filter(|program| program.running == 0)
+            .filter_map(move |program| {
+                let last = program.last?;
+                let begun = program.next_step.saturating_sub(program.held);
+                Some(Idle {
+                    adoption: Adoption {
+                        arrival: Arrival {
+                            request: free,
+                            ..last.arrival
+                        },
+                        backend: last.backend,
+                        steps: begun.saturating_sub(u32::from(last.outcome.is_success())),
+                    },
+                    since: last.ended,
+                    outcome: last.outcome,
+                    usage: last.usage,
+                    gap: last.gap,
+                })
+            })
     }
 
     /// Ends a program: at once if nothing of it is in flight, else with its last request.

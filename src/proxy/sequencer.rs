@@ -10,9 +10,12 @@ use super::intern::ToolNames;
 use super::programs::{Limits, ProgramStatus, Programs, Rest, StepEnd};
 use super::verdict::{Admission, Answer, Arrived, Arriving, Ending, OpenStep, Refusal, Verdict};
 use crate::policy::estimate::PromptEstimator;
+use crate::policy::handover::{Handover, Running};
+use crate::policy::roster::Backend;
 use crate::policy::{
-    Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason, Outcome,
-    Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time, Tokens,
+    Adoption, Arrival, BackendId, BackendSample, Decision, Decisions, Event, GapKind, HoldReason,
+    Outcome, Policy, PolicySnapshot, ProgramId, RejectReason, RequestId, SharedPrefix, Time,
+    Tokens,
 };
 use crate::telemetry::journal::{Journal, Line};
 
@@ -43,6 +46,8 @@ struct Request {
     step_index: u32,
     body_bytes: u64,
     arrived: Time,
+    admitted: Time,
+    first_token: Option<Time>,
     /// Grows from arrival to arrival.
     order: u64,
     /// Whether the present policy was told of it.
@@ -64,14 +69,6 @@ impl Request {
     }
 }
 
-/// A backend as a policy has to know it.
-#[derive(Clone, Copy, Debug, Default)]
-struct BackendView {
-    up: bool,
-    kv_capacity: Option<Tokens>,
-    sample: Option<BackendSample>,
-}
-
 /// Owner of the policy and of everything it is told about.
 #[derive(Debug)]
 pub struct Sequencer {
@@ -86,7 +83,7 @@ pub struct Sequencer {
     requests: Vec<Request>,
     arrivals: u64,
     free: Vec<RequestId>,
-    backends: Vec<BackendView>,
+    backends: Vec<Backend>,
     in_flight: Vec<u32>,
     held: usize,
     estimator: PromptEstimator,
@@ -108,7 +105,7 @@ impl Sequencer {
             requests: Vec::new(),
             arrivals: 0,
             free: Vec::new(),
-            backends: vec![BackendView::default(); backends],
+            backends: vec![Backend::default(); backends],
             in_flight: vec![0; backends],
             held: 0,
             estimator: PromptEstimator::default(),
@@ -130,6 +127,8 @@ impl Sequencer {
             step_index,
             body_bytes: arriving.body_bytes,
             arrived: now,
+            admitted: now,
+            first_token: None,
             order: self.arrivals,
             known: false,
         });
@@ -171,12 +170,17 @@ impl Sequencer {
         slot.known = true;
         let arrival = slot.arrival;
         if let Some(id) = arrival.program {
-            if self.known_programs.len() <= id.index() {
-                self.known_programs.resize(id.index() + 1, false);
-            }
-            self.known_programs[id.index()] = true;
+            self.know(id);
         }
         self.tell(&Event::Arrive(arrival));
+    }
+
+    /// The present policy was told of the program.
+    fn know(&mut self, program: ProgramId) {
+        if self.known_programs.len() <= program.index() {
+            self.known_programs.resize(program.index() + 1, false);
+        }
+        self.known_programs[program.index()] = true;
     }
 
     /// Tells the policy that a program is over, if it ever heard of it.
@@ -195,35 +199,62 @@ impl Sequencer {
         known.is_some_and(|known| std::mem::replace(known, false))
     }
 
-    /// Puts another policy in charge. Nothing is lost: what runs is finished without it, what is held is put to it
-    /// again in order of arrival, and it hears of every backend first.
-    ///
-    /// Of contexts that are resident already it learns only as their programs come back, so it may admit too much
-    /// for as long as the requests that run now take.
+    /// Puts another policy in charge, which must not have been used yet. It is told of everything that runs, is idle
+    /// or waits, see [`crate::policy::handover`]. O(requests + programs).
     pub fn switch(&mut self, now: Time, policy: Box<dyn Policy>) {
-        self.advance(now);
+        let now = self.advance(now);
         self.policy_name = policy.snapshot().policy;
         self.policy = policy;
+        let handover = self.hand_over();
         self.known_programs.clear();
         for request in &mut self.requests {
-            request.known = false;
+            request.known = !matches!(request.state, State::Free | State::Refused(_));
         }
-        for (view, id) in self.backends.clone().into_iter().zip(0..) {
-            let backend = BackendId(id);
-            if view.up {
-                let kv_capacity = view.kv_capacity;
-                self.tell(&Event::BackendUp {
+        for (at, event) in handover.past(now) {
+            self.tell_past(at, event);
+        }
+        for program in handover.programs() {
+            self.know(program);
+        }
+        for event in handover.present() {
+            self.tell(&event);
+        }
+    }
+
+    /// What there is for another policy to know. What is held is undecided from here on.
+    fn hand_over(&mut self) -> Handover {
+        let held = self.take_held();
+        let held = held.iter().map(|request| &self.requests[request.index()]);
+        let held = held.map(|slot| (slot.arrived, slot.arrival)).collect();
+        let running = self.requests.iter().filter_map(|slot| {
+            let State::Admitted(Admission { backend, .. }) = slot.state else {
+                return None;
+            };
+            let steps = |id| self.programs.steps_before(id);
+            Some(Running {
+                adoption: Adoption {
+                    arrival: slot.arrival,
                     backend,
-                    kv_capacity,
-                });
-                if let Some(sample) = view.sample {
-                    self.tell(&Event::Sample(sample));
-                }
-            }
+                    steps: slot.arrival.program.map_or(0, steps),
+                },
+                admitted: slot.admitted,
+                first_token: slot.first_token,
+            })
+        });
+        let free = RequestId(u32::try_from(self.requests.len()).unwrap_or(u32::MAX));
+        Handover {
+            backends: self.backends.clone(),
+            running: running.collect(),
+            idle: self.programs.idle(free).collect(),
+            held,
         }
-        for request in self.take_held() {
-            self.tell_arrival(request);
-        }
+    }
+
+    /// Tells a policy that takes over of something that happened before.
+    fn tell_past(&mut self, at: Time, event: Event) {
+        self.policy.handle(at, &event, &mut self.decisions);
+        debug_assert!(self.decisions.is_empty(), "decided by the past: {event:?}");
+        self.note(Line::Told { at, event });
     }
 
     /// Every held request, in order of arrival, as undecided again.
@@ -264,11 +295,11 @@ impl Sequencer {
         let slot = &mut self.requests[request.index()];
         let state = std::mem::replace(&mut slot.state, State::Free);
         let (step_index, body_bytes, known) = (slot.step_index, slot.body_bytes, slot.known);
-        let Arrival {
-            program, last_step, ..
-        } = slot.arrival;
-        if let State::Admitted(admission) = state {
-            self.in_flight[admission.backend.index()] -= 1;
+        let arrival = slot.arrival;
+        let mut ran_on = None;
+        if let State::Admitted(Admission { backend, .. }) = state {
+            ran_on = Some(backend);
+            self.in_flight[backend.index()] -= 1;
         }
         if let (Some(usage), Outcome::Stop | Outcome::Length | Outcome::ToolCalls) =
             (ending.usage, ending.outcome)
@@ -284,12 +315,12 @@ impl Sequencer {
             });
         }
         self.free.push(request);
-        let Some(id) = program else { return };
+        let Some(id) = arrival.program else { return };
         let step = StepEnd {
             step_index,
             body_bytes,
-            last_step,
-            was_running: matches!(state, State::Admitted(_)),
+            arrival,
+            ran_on,
         };
         match self.programs.end_step(now, id, step, ending) {
             Rest::Over => self.tell_release(id),
@@ -297,6 +328,7 @@ impl Sequencer {
                 let kind = ending.tool.map_or(GapKind::UserTurn, |name| {
                     GapKind::Tool(self.tools.intern(name))
                 });
+                self.programs.rests(id, kind);
                 self.tell(&Event::ToolGap { program: id, kind });
             }
             Rest::Idle | Rest::Busy => {}
@@ -342,8 +374,10 @@ impl Sequencer {
 
     /// The first token of an admitted request has passed.
     pub fn first_token(&mut self, now: Time, request: RequestId) {
-        self.advance(now);
-        if self.requests[request.index()].known {
+        let now = self.advance(now);
+        let slot = &mut self.requests[request.index()];
+        slot.first_token.get_or_insert(now);
+        if slot.known {
             self.tell(&Event::FirstToken { request });
         }
     }
@@ -523,6 +557,7 @@ impl Sequencer {
             self.programs.admit(id, backend);
         }
         self.in_flight[backend.index()] += 1;
+        slot.admitted = self.now;
         let state = std::mem::replace(&mut slot.state, State::Admitted(admission));
         self.notify(state, Verdict::Admit(admission));
     }
@@ -583,7 +618,7 @@ mod tests {
     impl Policy for Valve {
         fn handle(&mut self, _now: Time, event: &Event, out: &mut Decisions) {
             let word = match event {
-                Event::Arrive(arrival) => {
+                Event::Arrive(arrival) | Event::Rearrive { arrival, .. } => {
                     self.held.push(arrival.request);
                     out.hold(arrival.request, HoldReason::NoRoom);
                     "arrive"
@@ -606,6 +641,7 @@ mod tests {
                 } => "user turn",
                 Event::ToolGap { .. } => "tool gap",
                 Event::Release { .. } => "release",
+                Event::Adopt(_) => "adopt",
                 Event::FirstToken { .. }
                 | Event::Sample(_)
                 | Event::BackendUp { .. }
@@ -794,10 +830,30 @@ mod tests {
             assert_eq!(verdict.try_recv(), Ok(admitted(None)));
             sequencer.finish(MS(200), request, &SERVED);
         }
-        // Checked, which wraps policies in debug builds, would not take the end of a request it never saw.
         sequencer.finish(MS(201), running.request, &SERVED);
         assert!(sequencer.release(MS(202), "running"));
         assert_eq!((sequencer.open(), sequencer.in_flight()[0]), (0, 0));
+    }
+
+    #[test]
+    fn another_policy_is_told_of_what_runs_and_is_idle_and_hears_how_it_ends() {
+        let (mut sequencer, _) = sequencer(10);
+        sequencer.backend_up(MS(0), BackendId(0), None);
+        let idle = sequencer.arrive(MS(0), &step(Some("idle")));
+        let running = sequencer.arrive(MS(0), &step(Some("running")));
+        sequencer.tick(MS(100));
+        sequencer.first_token(MS(150), running.request);
+        sequencer.finish(MS(200), idle.request, &SERVED);
+        let held = sequencer.arrive(MS(300), &step(Some("held")));
+        let valve = Valve::default();
+        let told = Arc::clone(&valve.told);
+        sequencer.switch(MS(400), Box::new(valve));
+        let told = || std::mem::take(&mut *told.lock().unwrap());
+        assert_eq!(told(), ["adopt", "adopt", "stop", "user turn", "arrive"]);
+        sequencer.finish(MS(500), running.request, &SERVED);
+        sequencer.finish(MS(500), held.request, &Ending::CANCELLED);
+        assert!(sequencer.release(MS(600), "idle"));
+        assert_eq!(told(), ["stop", "user turn", "cancelled", "release"]);
     }
 
     #[test]

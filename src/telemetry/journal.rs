@@ -46,6 +46,13 @@ pub enum Line {
         /// What it decided in that call, in order.
         decisions: Vec<Decision>,
     },
+    /// A policy that takes over was told of what had happened before; nothing is decided by that.
+    Told {
+        /// When it happened.
+        at: Time,
+        /// What.
+        event: Event,
+    },
     /// Lines are missing here: the disk could not follow.
     Gap {
         /// How many.

@@ -2,8 +2,8 @@
 
 use http::Method;
 use kvgate::harness::journal::replay;
-use kvgate::policy::Config as PolicyConfig;
-use kvgate::telemetry::journal::lines;
+use kvgate::policy::{Config as PolicyConfig, Event};
+use kvgate::telemetry::journal::{Line, lines};
 use serde_json::json;
 
 use crate::support::client::Ask;
@@ -190,6 +190,8 @@ async fn a_journal_of_a_run_replays_to_the_same_decisions() {
         stub.call().await.answer(&fixture("chat")).await;
         assert_eq!(asking.await.unwrap().status, 200);
     }
+    let running = gate.chat("c", false).spawn();
+    let call = stub.call().await;
     assert_eq!(
         put(&gate, &json!({"policy": "thunderreact"}))
             .send()
@@ -200,10 +202,32 @@ async fn a_journal_of_a_run_replays_to_the_same_decisions() {
     let asking = gate.chat("b", false).spawn();
     stub.call().await.answer(&fixture("chat")).await;
     assert_eq!(asking.await.unwrap().status, 200);
+    call.answer(&fixture("chat")).await;
+    assert_eq!(running.await.unwrap().status, 200);
     gate.drain().await;
 
-    let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
-    let outcome = replay(lines(file), None).unwrap();
-    assert_eq!((outcome.different, outcome.lost), (0, 0), "{outcome:?}");
-    assert_eq!(outcome.arrivals.values().sum::<u64>(), 4, "{outcome:?}");
+    for other in [None, Some("kvgate")] {
+        let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+        let outcome = replay(lines(file), other).unwrap();
+        let differs = other.is_none() && outcome.different > 0;
+        assert!(!differs && outcome.lost == 0, "{outcome:?}");
+        assert_eq!(outcome.arrivals.values().sum::<u64>(), 5, "{outcome:?}");
+    }
+    let read: Vec<_> = lines(std::io::BufReader::new(std::fs::File::open(&path).unwrap()))
+        .map(Result::unwrap)
+        .collect();
+    let adopted = |line: &&Line| {
+        matches!(
+            line,
+            Line::Told {
+                event: Event::Adopt(_),
+                ..
+            }
+        )
+    };
+    assert_eq!(
+        read.iter().filter(adopted).count(),
+        3,
+        "a and b are idle, c runs"
+    );
 }

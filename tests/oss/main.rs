@@ -24,6 +24,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use kvgate::harness::experiment::oss::{self, Progress, Python, Settings, Verdict, What};
 use kvgate::harness::reference::files;
+use kvgate::harness::tau2::environment::Environment;
 use parking_lot::Mutex;
 use rustix::process::{Pid, test_kill_process};
 use serde_json::{Value, json};
@@ -113,6 +114,7 @@ impl Stage {
                 interpreter: "python3".into(),
                 data: None,
             },
+            kvgate: env!("CARGO_BIN_EXE_kvgate").into(),
             dir: temp.path().join("run"),
             gate: gate.url.clone(),
             policy: "baseline".to_owned(),
@@ -301,7 +303,7 @@ async fn a_driver_that_cannot_begin_is_quoted() {
     let why = verdict.why.expect("a cause");
     for words in [
         "before its first task",
-        "exit status: 1",
+        "ended with exit status 1",
         "FileNotFoundError",
         "telecom",
     ] {
@@ -322,4 +324,54 @@ async fn a_directory_that_holds_a_run_is_refused() {
     let mut results = 0;
     files::task_results(&stage.settings.dir, |_| results += 1).expect("readable");
     assert_eq!(results, 1);
+}
+
+/// What a Python with the stand-in's folder on its path says of a text: tokens, and whether they make it up again.
+fn tokens(python: &Path, text: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/harness/experiment/oss/python");
+    let script = "import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained('x'); \
+        ids = t(sys.argv[1])['input_ids']; print(len(ids), ''.join(t.batch_decode(ids)) == sys.argv[1])";
+    let mut command = Command::new(python);
+    command.args(["-c", script, text]).env("PYTHONPATH", folder);
+    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output();
+    String::from_utf8(output.expect("an answer").stdout).expect("a text")
+}
+
+#[test]
+fn the_tokenizer_stands_in_with_qwens_tokens_or_with_four_characters_each() {
+    if !there_is_a_python() {
+        return;
+    }
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+    let environment = Environment::install(&cache, &mut |line| println!("{line}")).expect("tau2");
+    let text = "The quick brown fox, 12 times";
+    assert_eq!(tokens(&environment.python, text), "9 True\n");
+    // Apart from its packages, the same interpreter.
+    let bare = fs::canonicalize(&environment.python).expect("an interpreter");
+    assert_eq!(tokens(&bare, text), "8 True\n");
+}
+
+#[test]
+fn a_checkout_without_the_airline_database_gets_an_installed_one_and_a_whole_one_its_own() {
+    if !there_is_a_python() {
+        return;
+    }
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+    let temp = tempfile::tempdir().expect("a folder");
+    let root = checkout(temp.path(), &[], &[]);
+    let domains = ["retail".to_owned(), "airline".to_owned()];
+    let find = || {
+        Python::find(&root, &domains, None, &cache, &mut |line| {
+            println!("{line}");
+        })
+    };
+    let lacking = find().expect("a Python");
+    let data = lacking.data.expect("installed data");
+    assert!(
+        data.join("tau2/domains/airline/db.json").exists(),
+        "{}",
+        data.display()
+    );
+    fs::write(root.join("data/tau2/domains/airline/db.json"), "{}").expect("written");
+    assert_eq!(find().expect("a Python").data, None);
 }

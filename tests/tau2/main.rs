@@ -14,3 +14,4 @@ mod real;
 #[path = "../support/server.rs"]
 mod server;
 mod support;
+mod upstream;

@@ -269,19 +269,22 @@ async fn a_worker_that_is_silent_for_too_long_is_killed() {
 }
 
 #[tokio::test]
-async fn a_watchdog_gives_a_simulation_up_for_good_and_the_worker_is_told() {
+async fn a_watchdog_gives_a_simulation_up_for_its_cause_for_good_and_the_worker_is_told() {
     let Some(mut stage) = Stage::of(&tasks(&["silent", "answer"]), 1).await else {
         return;
     };
     stage.rules.retries = 3;
     let mut run = stage.start();
     let started = run.until(is_started).await.attempt.expect("a simulation");
-    run.remote
-        .give_up(started.job_id.clone(), "stuck".to_owned());
+    let failure = Failure {
+        cause: Cause::ContextOverflow,
+        error: "again and again".to_owned(),
+    };
+    run.remote.give_up(started.job_id.clone(), failure);
     let (events, played) = run.end().await;
     played.expect("played");
     let wanted = [
-        ("silent".to_owned(), 1, Some(Cause::GivenUp)),
+        ("silent".to_owned(), 1, Some(Cause::ContextOverflow)),
         ("answer".to_owned(), 1, None),
     ];
     assert_eq!(ends(&events), wanted);

@@ -1,4 +1,5 @@
-//! The real tau2-bench, four simulations over its three domains, through `kvgate serve` in front of a stand-in model.
+//! The real tau2-bench, four simulations over its three domains, through `kvgate serve` in front of a stand-in model or the
+//! embedded engine.
 //!
 //! The benchmark is installed once, as a user's run does it, below Cargo's folder for tests.
 
@@ -30,6 +31,35 @@ fn stop(mut server: Server) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_simulations_of_every_domain_are_played_through_the_gate_to_their_rewards() {
+    let standin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tau2/standin.py");
+    play_on(|python| {
+        let mut command = Command::new(python);
+        command.arg(standin);
+        command
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_engine_plays_both_roles_to_the_same_end() {
+    play_on(|_| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvgate"));
+        command.args([
+            "engine",
+            "--listen",
+            "127.0.0.1:0",
+            "--model",
+            "standin",
+            "--speedup",
+            "20",
+        ]);
+        command
+    })
+    .await;
+}
+
+/// Plays four simulations on a gate before the model that the command serves, given the benchmark's Python.
+async fn play_on(model: impl FnOnce(&Path) -> Command) {
     if !there_is_a_python() {
         return;
     }
@@ -37,8 +67,7 @@ async fn real_simulations_of_every_domain_are_played_through_the_gate_to_their_r
     let environment = Environment::install(&cache, &mut |line| println!("{line}")).expect("tau2");
     let temp = tempfile::tempdir().expect("a folder");
     let dir = temp.path().join("run");
-    let standin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tau2/standin.py");
-    let model = Server::start(Command::new(&environment.python).arg(standin));
+    let model = Server::start(&mut model(&environment.python));
     let mut serve = Command::new(env!("CARGO_BIN_EXE_kvgate"));
     serve.args(["serve", "--listen", "127.0.0.1:0", "--backend", &model.url]);
     let gate = Server::start(serve.arg("--run-dir").arg(&dir));

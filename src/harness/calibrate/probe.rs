@@ -261,7 +261,7 @@ impl<'a> Probe<'a> {
         });
         match self
             .client
-            .step(Bytes::from(serde_json::to_vec(&body)?), true)
+            .step(None, Bytes::from(serde_json::to_vec(&body)?), true)
             .await
         {
             Ok(served) => Ok(Some(served)),

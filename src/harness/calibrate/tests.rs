@@ -48,6 +48,7 @@ fn engine() -> String {
         max_model_len: 2_048,
         speedup: 10.0,
         seed: 7,
+        tau2: true,
         max_requests: 64,
     };
     let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();

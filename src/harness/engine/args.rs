@@ -63,6 +63,12 @@ pub struct EngineArgs {
     /// Seed of the generated text and, without `ignore_eos`, of its length (120 tokens on average).
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
+
+    /// Play the models of tau2-bench where its prompts ask for them: the customer (`<scenario>` in the system
+    /// message) states its case and ends the conversation after 3 to 7 turns, the agent (`<policy>`) calls tools that
+    /// only read. Without it neither would ever come to an end.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub tau2: bool,
 }
 
 /// `--scheduling-policy`.
@@ -87,6 +93,8 @@ pub struct EngineConfig {
     pub speedup: f64,
     /// Seed of text and lengths.
     pub seed: u64,
+    /// Whether requests of tau2-bench are answered in their roles.
+    pub tau2: bool,
     /// Most requests inside the engine at once, running and waiting; the next is answered with vLLM's 503.
     pub max_requests: usize,
 }
@@ -145,6 +153,7 @@ impl EngineArgs {
             max_model_len: self.max_model_len,
             speedup: self.speedup,
             seed: self.seed,
+            tau2: self.tau2,
             max_requests: MAX_REQUESTS,
         })
     }

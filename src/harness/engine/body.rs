@@ -1,5 +1,7 @@
 //! Request bodies: the fields that are honoured, their checks, and the prompt they render to.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -33,9 +35,9 @@ pub(super) struct Body<'a> {
 
 #[derive(Deserialize)]
 pub(super) struct Message {
-    role: String,
+    pub(super) role: String,
     content: Option<Content>,
-    tool_calls: Option<Vec<Call>>,
+    pub(super) tool_calls: Option<Vec<Call>>,
 }
 
 #[derive(Deserialize)]
@@ -200,6 +202,15 @@ impl<'a> Body<'a> {
             return Err(ApiError::bad_request(message, Some("tools")));
         }
         Ok(Some(tools))
+    }
+}
+
+/// The text of a message, its parts put together.
+pub(super) fn text_of(message: &Message) -> Cow<'_, str> {
+    match &message.content {
+        None => Cow::Borrowed(""),
+        Some(Content::Text(text)) => Cow::Borrowed(text),
+        Some(Content::Parts(parts)) => parts.iter().map(|part| part.text.as_str()).collect(),
     }
 }
 

@@ -5,6 +5,7 @@ use super::body::{Body, StreamOptions, ToolChoice};
 use super::core::output::mix;
 use super::core::{Chain, Finish, Output, TokenId};
 use super::error::ApiError;
+use super::tau2::{self, Act};
 use super::tokenizer;
 
 /// Mean output length, in tokens, of a request that may stop by itself.
@@ -52,8 +53,59 @@ pub(super) fn chat(config: &EngineConfig, bytes: &[u8]) -> Result<Job, ApiError>
     let mut prompt = body.empty_prompt(config);
     body.render_chat(bytes, &mut prompt)?;
     let tool = body.tool_call(prompt.fingerprint())?;
-    let output = body.plan(config, &prompt, tool.as_ref(), None)?;
+    let act = body.act(config, prompt.fingerprint());
+    let script = match (&tool, &act) {
+        (Some(tool), _) => Some(Script::around(tool)),
+        (None, Some(act)) => Some(Script::of(act)),
+        (None, None) => None,
+    };
+    let output = body.plan(config, &prompt, script, None)?;
+    let tool = tool.or_else(|| act.and_then(called));
     Ok(body.job(true, model, prompt, output, tool))
+}
+
+/// What an output is to say: all of it, or how it begins and ends around filler.
+struct Script {
+    head: Vec<TokenId>,
+    tail: Vec<TokenId>,
+    is_whole: bool,
+}
+
+impl Script {
+    /// A call whose arguments are filler.
+    fn around(tool: &ToolCall) -> Self {
+        let name = tokenizer::tokens(&tool.name);
+        Self {
+            head: name.chain(tokenizer::tokens(ARGUMENTS_HEAD)).collect(),
+            tail: tokenizer::tokens(ARGUMENTS_TAIL).collect(),
+            is_whole: false,
+        }
+    }
+
+    fn of(act: &Act) -> Self {
+        let head = match act {
+            Act::Say(text) => tokenizer::tokens(text).collect(),
+            Act::Call { name, arguments } => {
+                let name = tokenizer::tokens(name);
+                name.chain(tokenizer::tokens(arguments)).collect()
+            }
+        };
+        Self {
+            head,
+            tail: Vec::new(),
+            is_whole: true,
+        }
+    }
+}
+
+fn called(act: Act) -> Option<ToolCall> {
+    match act {
+        Act::Say(_) => None,
+        Act::Call { name, .. } => Some(ToolCall {
+            name,
+            finish_reason: "tool_calls",
+        }),
+    }
 }
 
 /// Parses the body of `/v1/completions`.
@@ -80,6 +132,19 @@ pub(super) fn tokenize(config: &EngineConfig, bytes: &[u8]) -> Result<Vec<TokenI
 }
 
 impl Body<'_> {
+    /// What tau2-bench's prompts prescribe, where the client leaves the answer to the model.
+    fn act(&self, config: &EngineConfig, dice: u64) -> Option<Act> {
+        let is_free = match &self.tool_choice {
+            None => true,
+            Some(ToolChoice::Mode(mode)) => mode == "auto",
+            Some(ToolChoice::Named(_)) => false,
+        };
+        if !config.tau2 || !is_free || self.ignore_eos == Some(true) {
+            return None;
+        }
+        tau2::act(self.messages.as_deref()?, self.tools, config.seed, dice)
+    }
+
     /// The call to make: only where the client insists on one.
     fn tool_call(&self, dice: u64) -> Result<Option<ToolCall>, ApiError> {
         let refuse = |message: &str| {
@@ -125,7 +190,7 @@ impl Body<'_> {
         &self,
         config: &EngineConfig,
         prompt: &Chain,
-        tool: Option<&ToolCall>,
+        script: Option<Script>,
         default_limit: Option<i64>,
     ) -> Result<Output, ApiError> {
         let room =
@@ -149,19 +214,21 @@ impl Body<'_> {
         let own = self.seed.map_or(0, i64::cast_unsigned);
         let seed = mix(config.seed ^ mix(own) ^ prompt.fingerprint());
         let mut output = Output::filler(limit, Finish::Length, seed);
-        if let Some(tool) = tool {
-            output.head = tokenizer::tokens(&tool.name)
-                .chain(tokenizer::tokens(ARGUMENTS_HEAD))
-                .collect();
-            output.tail = tokenizer::tokens(ARGUMENTS_TAIL).collect();
+        let is_whole = script.as_ref().is_some_and(|script| script.is_whole);
+        if let Some(script) = script {
+            output.head = script.head;
+            output.tail = script.tail;
         }
         if self.ignore_eos != Some(true) {
             // A turn that says nothing at all is refused by clients: the end mark follows a word, or a tool call.
             let said = (output.head.len() + output.tail.len()).max(1);
             let shortest = u32::try_from(said + 1).unwrap_or(u32::MAX);
-            let own = geometric(seed)
-                .max(self.min_tokens.unwrap_or(0))
-                .max(shortest);
+            let drawn = geometric(seed).max(self.min_tokens.unwrap_or(0));
+            let own = if is_whole {
+                shortest
+            } else {
+                drawn.max(shortest)
+            };
             if own <= limit {
                 output.length = own;
                 output.finish = Finish::Stop;

@@ -10,7 +10,8 @@
 //!
 //! # What this model leaves out
 //! * **The model.** Text is filler from a seed: it never calls a tool unless `tool_choice` makes it, never
-//!   follows an instruction, and ends at a random length (120 tokens on average) unless `ignore_eos` is set.
+//!   follows an instruction, and ends at a random length (120 tokens on average) unless `ignore_eos` is set. Only the
+//!   prompts of tau2-bench are understood as far as its conversations need it to get to an end (`tau2`).
 //!   Sampling parameters, stop strings, log-probabilities, guided decoding, `n` > 1, images, audio and adapters
 //!   are accepted and ignored, except `n` > 1 and more than one prompt, which are refused.
 //! * **The tokeniser.** Four bytes are one token. Token counts of real text differ by language and content;
@@ -40,6 +41,7 @@ mod http;
 mod job;
 mod metrics;
 mod reply;
+mod tau2;
 mod tokenizer;
 
 use std::future::Future;

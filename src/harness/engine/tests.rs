@@ -38,6 +38,7 @@ impl Server {
             max_model_len: 1024,
             speedup,
             seed: 7,
+            tau2: true,
             max_requests: 3,
         };
         let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
@@ -213,6 +214,38 @@ async fn a_tool_call_sent_back_as_history_is_in_the_cache() {
     let known = first["usage"]["total_tokens"].as_u64().unwrap() - 1;
     let cached = &second["usage"]["prompt_tokens_details"]["cached_tokens"];
     assert_eq!(cached.as_u64(), Some(known / 16 * 16));
+}
+
+#[tokio::test]
+async fn a_conversation_of_tau2_bench_is_played_in_both_roles() {
+    let server = Server::start();
+    let tool = json!({"type": "function", "function": {"name": "get_order", "parameters": {"required": ["order_id"]}}});
+    let mut agent = json!({
+        "messages": [{"role": "system", "content": "<policy>"}, user("Where is #W0000042?")],
+        "tools": [tool], "tool_choice": "auto", "temperature": 0.0,
+    });
+    let answer = server.chat(&agent).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let function = &choice["message"]["tool_calls"][0]["function"];
+    assert_eq!(function["name"], "get_order");
+    assert_eq!(function["arguments"], r##"{"order_id":"#W0000042"}"##);
+    agent["tool_choice"] = "none".into();
+    let answer = server.chat(&agent).await;
+    assert!(answer["choices"][0]["message"]["tool_calls"].is_null());
+
+    let mut messages =
+        vec![json!({"role": "system", "content": "<scenario>I am Yara.</scenario>"})];
+    let mut said = Vec::new();
+    while said.last().is_none_or(|last| last != "###STOP###") && said.len() < 20 {
+        messages.push(user("yes?"));
+        let answer = server.chat(&json!({"messages": messages})).await;
+        let message = &answer["choices"][0]["message"];
+        said.push(message["content"].as_str().unwrap_or_default().to_owned());
+        messages.push(json!({"role": "assistant", "content": said.last()}));
+    }
+    assert_eq!(said[0], "I am Yara.");
+    assert!((4..=8).contains(&said.len()), "{said:?}");
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@
 //! SIGHUP, and whatever it writes there fails. The experiment goes on, and what would have gone to the terminal goes to
 //! the log.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,10 +104,10 @@ impl Console {
     pub fn say(&self, text: &str) {
         let now_s = self.clock.unix(self.clock.now());
         let stamp = machine::rfc3339(now_s, &self.zone);
-        let lines: String = text
-            .lines()
-            .map(|line| format!("{stamp} {line}\n"))
-            .collect();
+        let mut lines = String::new();
+        for line in text.lines() {
+            let _ = writeln!(lines, "{stamp} {line}");
+        }
         // A full disk: there is nowhere to say so but the terminal, where the text itself goes.
         let _unlogged = (&self.log).write_all(lines.as_bytes());
         if self.streams.lock().stderr == Leads::Log {

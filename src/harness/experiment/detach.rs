@@ -157,3 +157,28 @@ fn show(path: &Path, from: u64, out: &mut impl Write) -> u64 {
     let _gone = out.write_all(&text).and_then(|()| out.flush());
     read.map_or(0, |bytes| bytes as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_child_is_given_the_directory_in_place_of_the_wish() {
+        let made = |args: &[&str]| -> Vec<String> {
+            let args = args.iter().map(OsString::from);
+            let made = child_args(args, Path::new("runs/x"));
+            made.into_iter()
+                .map(|arg| arg.into_string().unwrap())
+                .collect()
+        };
+        assert_eq!(
+            made(&["experiment", "run", "--detach", "--tasks", "4"]),
+            ["experiment", "run", "--detached", "runs/x", "--tasks", "4"]
+        );
+        assert_eq!(
+            made(&["experiment", "run"]),
+            ["experiment", "run", "--detached", "runs/x"],
+            "the wish stood in a file"
+        );
+    }
+}

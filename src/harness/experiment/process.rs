@@ -126,7 +126,7 @@ fn stat(pid: u32) -> Option<Stat> {
     parse(&fs::read_to_string(path).ok()?)
 }
 
-/// Reads `PID (NAME) STATE PARENT ... STARTED ...`: proc_pid_stat(5). The name may hold blanks and parentheses.
+/// Reads `PID (NAME) STATE PARENT ... STARTED ...`, as in `man 5 proc_pid_stat`. The name may hold blanks and parentheses.
 fn parse(line: &str) -> Option<Stat> {
     let (_, after_name) = line.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
@@ -161,7 +161,7 @@ mod tests {
     fn a_process_lives_until_it_ends_and_its_id_is_not_taken_for_it() {
         let own = Process::own().unwrap();
         assert_eq!(own.life(), Life::Alive);
-        let mut other = own.clone();
+        let mut other = own;
         other.started_ticks += 1;
         assert_eq!(other.life(), Life::Ended, "the same id, started later");
         other.boot = "another".to_owned();

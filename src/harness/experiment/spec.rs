@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use super::engine::EngineOptions;
+use super::watchdog::WatchdogOptions;
 use super::workload::WorkloadOptions;
 use crate::harness::rundir::DIRECT;
 use crate::policy;
@@ -44,6 +46,16 @@ pub struct Options {
     /// What is played.
     #[command(flatten)]
     pub workload: WorkloadOptions,
+    /// What serves the model.
+    #[command(flatten)]
+    pub engine: EngineOptions,
+    /// When to stop waiting.
+    #[command(flatten)]
+    pub watchdog: WatchdogOptions,
+    /// Whether it is a matrix; the command says so.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matrix: Option<bool>,
     /// Options of `kvgate serve` and a table for each policy's parameters; only in the file.
     #[arg(skip)]
     #[serde(skip_serializing_if = "toml::Table::is_empty")]

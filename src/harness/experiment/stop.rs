@@ -102,9 +102,8 @@ pub async fn run(args: StopArgs) -> anyhow::Result<ExitCode> {
         grace: GRACE,
     };
     if !args.now {
-        let running = state.current().map_or("", |cell| cell.name.as_str());
         stdout::say(&format!(
-            "process {pid} is asked to end {running}; it may take {} s (`kvgate experiment stop --now {dir}` ends it at once)\n",
+            "process {pid} is asked to end; it may take {} s (`kvgate experiment stop --now {dir}` ends it at once)\n",
             args.stop_patience
         ))?;
     }
@@ -130,7 +129,9 @@ fn ended(state: &State) -> String {
     let word = match state.phase {
         Phase::Done => "it was played to its end",
         Phase::Interrupted => "it was stopped before",
-        _ => "it failed before",
+        Phase::Preflight | Phase::Starting | Phase::Playing | Phase::Draining | Phase::Failed => {
+            "it failed before"
+        }
     };
     format!("nothing to stop: {word}")
 }
@@ -174,4 +175,100 @@ async fn has_ended(process: &Process, patience: Duration) -> bool {
         }
     };
     tokio::time::timeout(patience, ends).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+    use crate::harness::experiment::state::{Cell, Keeper};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A shell that says "ready" and then waits.
+    fn shell(script: &str) -> (Child, Process) {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        let process = Process::of(child.id()).unwrap();
+        (child, process)
+    }
+
+    fn manner(drain: Duration, grace: Duration) -> Manner {
+        Manner { drain, grace }
+    }
+
+    #[tokio::test]
+    async fn who_heeds_the_first_signal_is_sent_no_other() {
+        let (mut child, process) =
+            shell("trap 'exit 7' TERM; trap 'exit 9' INT; echo ready; read x");
+        let how = stop(&process, manner(LONG, LONG)).await.unwrap();
+        assert_eq!(how, How::Drained);
+        assert_eq!(child.wait().unwrap().code(), Some(7));
+    }
+
+    #[tokio::test]
+    async fn who_drains_too_long_is_told_to_give_up_its_tasks() {
+        let (mut child, process) = shell("trap '' TERM; trap 'exit 9' INT; echo ready; read x");
+        let how = stop(&process, manner(Duration::ZERO, LONG)).await.unwrap();
+        assert_eq!(how, How::AtOnce);
+        assert_eq!(child.wait().unwrap().code(), Some(9));
+    }
+
+    #[tokio::test]
+    async fn who_heeds_nothing_is_killed_with_all_it_started() {
+        let (mut child, process) = shell("trap '' TERM INT; tail -f /dev/null & echo ready; wait");
+        let started = process.descendants();
+        assert_eq!(started.len(), 1, "{started:?}");
+        let how = stop(&process, manner(Duration::ZERO, Duration::ZERO))
+            .await
+            .unwrap();
+        assert_eq!(how, How::Killed);
+        assert_eq!(started[0].life(), Life::Ended);
+        assert!(!child.wait().unwrap().success());
+    }
+
+    /// What `stop` answers for an experiment in this phase whose process is the one `change` makes of ours.
+    async fn code(phase: Phase, change: impl FnOnce(&mut Process)) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::begin(1.0, vec![Cell::planned("a", "", 1)]).unwrap();
+        state.phase = phase;
+        change(&mut state.process);
+        Keeper::new(dir.path(), state).update(1.0, |_| {});
+        asked(dir.path().to_owned()).await
+    }
+
+    async fn asked(dir: PathBuf) -> String {
+        let args = StopArgs {
+            dir,
+            now: false,
+            stop_patience: 60,
+        };
+        format!("{:?}", run(args).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_over_dead_elsewhere_or_no_experiment_is_told_apart_and_nobody_is_signalled() {
+        let shown = |code: u8| format!("{:?}", ExitCode::from(code));
+        let recycled = |process: &mut Process| process.started_ticks += 1;
+        assert_eq!(code(Phase::Done, recycled).await, shown(0));
+        assert_eq!(code(Phase::Playing, recycled).await, shown(status::BAD));
+        let elsewhere = |process: &mut Process| "another".clone_into(&mut process.boot);
+        assert_eq!(
+            code(Phase::Playing, elsewhere).await,
+            shown(status::NOT_ONE)
+        );
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(asked(dir.path().to_owned()).await, shown(status::NOT_ONE));
+    }
 }

@@ -46,8 +46,10 @@ pub enum Backend {
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// The gate's policy, or [`DIRECT`].
+    /// The gate's policy, [`DIRECT`], or the name of a peer.
     pub policy: String,
+    /// Where a gate of another make listens, which takes the place of ours.
+    pub peer: Option<String>,
     /// Programs in flight.
     pub concurrency: usize,
     /// Size of the fixed set.
@@ -130,7 +132,7 @@ impl Cell {
         Ok(Finished { summary, warning })
     }
 
-    /// Plays the set at the server at `url`, through a gate of its own unless it is [`DIRECT`].
+    /// Plays the set at the server at `url`, through a gate of its own unless it is [`DIRECT`] or a peer's.
     async fn play(
         &self,
         url: &str,
@@ -138,7 +140,11 @@ impl Cell {
         clock: Clock,
         cancel: CancellationToken,
     ) -> anyhow::Result<Summary> {
-        if self.policy == DIRECT {
+        let served = match &self.peer {
+            Some(peer) => Some(peer.as_str()),
+            None => (self.policy == DIRECT).then_some(url),
+        };
+        if let Some(url) = served {
             return Box::pin(self.replay(url, dir, clock).play(cancel)).await;
         }
         let gate_args = self.gate_args(url, clock.epoch_unix());

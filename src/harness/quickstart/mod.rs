@@ -10,6 +10,7 @@
 
 pub mod cell;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,6 +52,9 @@ pub struct QuickstartArgs {
     /// A live vLLM to play on, in real time and with streams, instead of an embedded engine
     #[arg(long, value_name = "URL", conflicts_with_all = ["speedup", "cost", "kv_blocks", "stream"])]
     pub backend: Option<String>,
+    /// A gate of another make that stands before --backend already: --policies takes its name too
+    #[arg(long = "peer", value_name = "NAME=URL", requires = "backend")]
+    pub peers: Vec<String>,
     /// Put words of our own in place of replies, for a live model with random weights
     #[arg(long, requires = "backend")]
     pub stand_in: bool,
@@ -170,12 +174,13 @@ fn conclude(done: &[&Cell], out: &RunDir, notes: Vec<String>) -> anyhow::Result<
 /// The cells in the order they run. Policies take turns in going first, so that a machine that warms up or gets
 /// busy does not always meet the same one.
 fn plan(args: &QuickstartArgs) -> anyhow::Result<(Vec<Cell>, RunDir)> {
+    let peers = peers(args)?;
     for name in &args.policies {
         let direct = name == DIRECT && args.backend.is_some();
-        if !direct && policy::Config::by_name(name).is_none() {
+        if !direct && !peers.contains_key(name) && policy::Config::by_name(name).is_none() {
             let names = policy::Config::NAMES.join(", ");
             bail!(
-                "--policies: no policy {name:?}; choose from {names}, or {DIRECT} with --backend"
+                "--policies: no policy {name:?}; choose from {names}, or {DIRECT} and each --peer with --backend"
             );
         }
     }
@@ -197,10 +202,30 @@ fn plan(args: &QuickstartArgs) -> anyhow::Result<(Vec<Cell>, RunDir)> {
             policies.reverse();
         }
         for policy in policies {
-            cells.push(cell_of(args, &trace, &out, policy, concurrency)?);
+            let mut cell = cell_of(args, &trace, &out, policy, concurrency)?;
+            cell.peer = peers.get(policy).cloned();
+            cells.push(cell);
         }
     }
     Ok((cells, out))
+}
+
+/// The URLs of the gates of another make, by name.
+fn peers(args: &QuickstartArgs) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut peers = BTreeMap::new();
+    for peer in &args.peers {
+        let (name, url) = peer
+            .split_once('=')
+            .filter(|(_, url)| url.starts_with("http://"))
+            .with_context(|| format!("--peer {peer:?} must be NAME=http://HOST:PORT"))?;
+        let taken = name == DIRECT || policy::Config::by_name(name).is_some();
+        ensure!(
+            !taken,
+            "--peer {peer:?}: {name} is a policy; name it otherwise"
+        );
+        peers.insert(name.to_owned(), url.to_owned());
+    }
+    Ok(peers)
 }
 
 fn out_dir(args: &QuickstartArgs, trace: &Trace) -> anyhow::Result<RunDir> {
@@ -234,6 +259,7 @@ fn cell_of(
     let is_live = args.backend.is_some();
     Ok(Cell {
         policy: policy.to_owned(),
+        peer: None,
         concurrency,
         programs: args.programs.unwrap_or(whole),
         trace: Arc::clone(trace),
@@ -344,6 +370,7 @@ mod tests {
             concurrency: vec![8, 32],
             programs: None,
             backend: None,
+            peers: Vec::new(),
             stand_in: false,
             budget_s: None,
             speedup: 40.0,
@@ -406,9 +433,36 @@ mod tests {
         );
         assert_eq!((cells[0].programs, cells[0].stream), (164, true));
         assert!((cells[0].speedup - 1.0).abs() < 1e-9);
+        assert_eq!(cells[1].peer, None);
         let embedded = args(|a| a.policies = vec![DIRECT.to_owned()]);
         let error = plan(&embedded).unwrap_err().to_string();
-        assert!(error.contains("direct with --backend"), "{error}");
+        assert!(error.contains("with --backend"), "{error}");
+    }
+
+    #[test]
+    fn a_gate_of_another_make_is_a_policy_by_the_name_that_it_is_given() {
+        let temp = tempfile::tempdir().unwrap();
+        let live = |peer: &str| {
+            let peer = peer.to_owned();
+            plan(&args(|a| {
+                a.out = Some(temp.path().to_owned());
+                a.backend = Some("http://127.0.0.1:1".to_owned());
+                a.peers = vec![peer.clone()];
+                a.policies = vec!["baseline".to_owned(), "router".to_owned()];
+            }))
+        };
+        let (cells, _) = live("router=http://127.0.0.1:2").unwrap();
+        let urls: Vec<Option<&str>> = cells[..2].iter().map(|c| c.peer.as_deref()).collect();
+        assert_eq!(urls, [None, Some("http://127.0.0.1:2")]);
+        for (peer, why) in [
+            ("router", "NAME=http://"),
+            ("router=here", "NAME=http://"),
+            ("baseline=http://127.0.0.1:2", "is a policy"),
+            ("other=http://127.0.0.1:2", "each --peer"),
+        ] {
+            let error = live(peer).unwrap_err().to_string();
+            assert!(error.contains(why), "{peer}: {error}");
+        }
     }
 
     #[test]

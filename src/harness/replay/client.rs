@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use reqwest::{StatusCode, header};
+use reqwest::header::{self, HeaderValue};
+use reqwest::{RequestBuilder, StatusCode};
 use serde::Deserialize;
 
 use super::reply::{Assembler, Reply, parse_whole};
@@ -16,6 +17,8 @@ use crate::policy::Time;
 const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Most characters of an error body that are kept as the cause.
 const CAUSE_CHARS: usize = 300;
+/// Where gates of other makes, which do not read the body's `program_id`, find the program.
+const SESSION: &str = "x-session-id";
 
 /// Sends steps to one server.
 #[derive(Clone, Debug)]
@@ -48,14 +51,18 @@ pub struct StepError {
     pub retryable: bool,
 }
 
-#[derive(Deserialize)]
-struct Models {
-    data: Vec<Model>,
+/// The body of `GET /v1/models`.
+#[derive(Debug, Deserialize)]
+pub struct Models {
+    /// The models that are served.
+    pub data: Vec<Model>,
 }
 
-#[derive(Deserialize)]
-struct Model {
-    id: String,
+/// One of them.
+#[derive(Debug, Deserialize)]
+pub struct Model {
+    /// Its name.
+    pub id: String,
 }
 
 impl Client {
@@ -120,14 +127,18 @@ impl Client {
         text.await.with_context(|| format!("no metrics from {url}"))
     }
 
-    /// Sends one chat completion and reads the reply to its end.
+    /// Sends one chat completion, of `program` if it is one's, and reads the reply to its end.
     ///
     /// # Errors
     /// [`StepError`] for anything but a complete reply.
-    pub async fn step(&self, body: Bytes, stream: bool) -> Result<Served, StepError> {
-        let response = self
-            .http
-            .post(format!("{}/v1/chat/completions", self.base))
+    pub async fn step(
+        &self,
+        program: Option<&str>,
+        body: Bytes,
+        stream: bool,
+    ) -> Result<Served, StepError> {
+        let post = self.http.post(format!("{}/v1/chat/completions", self.base));
+        let response = named(post, program)
             .header(header::CONTENT_TYPE, "application/json")
             .timeout(self.timeout)
             .body(body)
@@ -174,23 +185,43 @@ impl Client {
         })
     }
 
-    /// Tells the gate that a program is over. A server without programs answers 404, which is as good.
+    /// Tells the gate that a program is over: `POST /programs/release`, and where that is not found, vllm-router's
+    /// `POST /finish_session`. A server without programs answers 404 to both, which is as good.
     ///
     /// # Errors
     /// In words, when the server cannot be reached or fails.
     pub async fn release(&self, program: &str) -> Result<(), String> {
-        let sent = self
+        let release = self
             .http
             .post(format!("{}/programs/release", self.base))
-            .timeout(Duration::from_secs(10))
-            .json(&serde_json::json!({ "program_id": program }))
-            .send()
-            .await;
-        match sent.map(|response| response.status()) {
-            Ok(status) if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
-            Ok(status) => Err(format!("release answered {status}")),
-            Err(error) => Err(root_cause(&error)),
+            .json(&serde_json::json!({ "program_id": program }));
+        if told(release).await? {
+            return Ok(());
         }
+        let finish = self
+            .http
+            .post(format!("{}/finish_session", self.base))
+            .query(&[("session_id", program)]);
+        told(finish).await.map(|_| ())
+    }
+}
+
+/// Names the program in a header, where it can stand in one.
+fn named(request: RequestBuilder, program: Option<&str>) -> RequestBuilder {
+    match program.map(HeaderValue::from_str) {
+        Some(Ok(name)) => request.header(SESSION, name),
+        Some(Err(_)) | None => request,
+    }
+}
+
+/// Whether a server took what it was told; `false` if it has no such endpoint.
+async fn told(request: RequestBuilder) -> Result<bool, String> {
+    let sent = request.timeout(Duration::from_secs(10)).send().await;
+    match sent.map(|response| response.status()) {
+        Ok(status) if status.is_success() => Ok(true),
+        Ok(StatusCode::NOT_FOUND) => Ok(false),
+        Ok(status) => Err(format!("release answered {status}")),
+        Err(error) => Err(root_cause(&error)),
     }
 }
 

@@ -253,16 +253,25 @@ pub fn tool_lists(programs: &[Program]) -> BTreeMap<String, String> {
         }
     }
     let list = |(prefix, names): (&str, BTreeSet<&str>)| {
-        let tools: Vec<String> = names.into_iter().map(tool).collect();
+        let tools: Vec<String> = names.into_iter().map(offer).collect();
         (prefix.to_owned(), format!("[{}]", tools.join(",")))
     };
     names.into_iter().map(list).collect()
 }
 
-/// A tool as it is offered and as it is chosen.
+/// A tool as it is chosen.
 fn tool(name: &str) -> String {
     format!(
         "{{\"type\":\"function\",\"function\":{{\"name\":{}}}}}",
+        quoted(name)
+    )
+}
+
+/// A tool as it is offered. Its parameters are null: vllm-router refuses a tool that does not mention them, and any
+/// schema would have vLLM hold the call to a grammar, which ends before the reply is as long as the trace says.
+fn offer(name: &str) -> String {
+    format!(
+        "{{\"type\":\"function\",\"function\":{{\"name\":{},\"parameters\":null}}}}",
         quoted(name)
     )
 }
@@ -281,7 +290,7 @@ fn json(value: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::harness::replay::reply::Usage;
@@ -336,6 +345,8 @@ mod tests {
         assert_eq!(body["program_id"], "a");
         assert_eq!(body["max_tokens"], 9);
         assert_eq!(body["tool_choice"]["function"]["name"], "ls");
+        let offered = json!({"name": "ls", "parameters": null});
+        assert_eq!(body["tools"][0]["function"], offered);
         assert_eq!(body.get("is_last_step"), None);
     }
 

@@ -154,7 +154,7 @@ impl Session {
             let result = tokio::select! {
                 biased;
                 () = over.cancelled() => return Err(Stop::Cancelled),
-                result = self.client.step(body.clone(), self.shape.stream) => result,
+                result = self.client.step(Some(&record.program), body.clone(), self.shape.stream) => result,
             };
             let mut note = self.step_record(arrived, &result);
             note.program = Some(record.program.clone());

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -29,11 +29,22 @@ const TRACE: &str = r#"{"program":"a","kind":"k","shared_prefix":{"id":"s","toke
 struct Stub {
     steps: Mutex<Vec<Value>>,
     released: Mutex<Vec<String>>,
+    /// The programs named in the steps' headers, in order.
+    sessions: Mutex<Vec<Option<String>>>,
     /// Status for the n-th step request, instead of a reply.
     refusals: Mutex<Vec<(usize, StatusCode)>>,
 }
 
-async fn complete(State(stub): State<Arc<Stub>>, Json(body): Json<Value>) -> Response {
+async fn complete(
+    State(stub): State<Arc<Stub>>,
+    headers: HeaderMap,
+    Json(body): Json<Value>,
+) -> Response {
+    let session = headers.get("x-session-id").and_then(|v| v.to_str().ok());
+    stub.sessions
+        .lock()
+        .unwrap()
+        .push(session.map(str::to_owned));
     let seen = {
         let mut steps = stub.steps.lock().unwrap();
         steps.push(body.clone());
@@ -138,6 +149,8 @@ async fn one_slot_plays_each_program_to_its_end_and_releases_it() {
         .collect();
     assert_eq!(order, ["a", "a", "a", "b"]);
     assert_eq!(bench.released(), ["a", "b"]);
+    let sessions = bench.stub.sessions.lock().unwrap().clone();
+    assert_eq!(sessions, ["a", "a", "a", "b"].map(|n| Some(n.to_owned())));
     let last: Vec<bool> = steps.iter().map(|s| s["is_last_step"] == true).collect();
     assert_eq!(last, [false, false, true, true]);
     assert!(summary.complete);
@@ -283,6 +296,24 @@ async fn the_records_hold_what_the_server_counted() {
         None,
         "nobody sampled the KV cache"
     );
+}
+
+#[tokio::test]
+async fn a_gate_that_calls_a_release_the_end_of_a_session_is_told_so() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let finish = |State(told): State<Arc<Mutex<Vec<String>>>>, Query(query): Query<Value>| async move {
+        let session = query["session_id"].as_str().unwrap().to_owned();
+        told.lock().unwrap().push(session);
+    };
+    let app = Router::new()
+        .route("/finish_session", post(finish))
+        .with_state(Arc::clone(&told));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let client = Client::new(&url, Clock::real(), Duration::from_secs(10)).unwrap();
+    client.release("a b").await.unwrap();
+    assert_eq!(*told.lock().unwrap(), ["a b"]);
 }
 
 #[test]

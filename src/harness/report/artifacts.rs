@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::load::own;
 use crate::harness::digest::Digest;
@@ -12,7 +13,7 @@ use crate::harness::digest::Digest;
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Artifacts {
     /// `manifest.json` as it is: flags, versions and, where it was recorded, the state of the repository.
-    pub manifest: Option<serde_json::Value>,
+    pub manifest: Option<Value>,
     /// Every file, by path.
     pub files: Vec<Artifact>,
 }
@@ -55,17 +56,19 @@ impl Artifacts {
     }
 }
 
-fn flatten(name: &str, value: &serde_json::Value, facts: &mut Vec<(String, String)>) {
+fn flatten(name: &str, value: &Value, facts: &mut Vec<(String, String)>) {
     match value {
-        serde_json::Value::Null => {}
-        serde_json::Value::Object(entries) => {
+        Value::Null => {}
+        Value::Object(entries) => {
             for (inner, value) in entries {
                 let dot = if name.is_empty() { "" } else { "." };
                 flatten(&format!("{name}{dot}{inner}"), value, facts);
             }
         }
-        serde_json::Value::String(text) => facts.push((name.to_owned(), text.clone())),
-        other => facts.push((name.to_owned(), other.to_string())),
+        Value::String(text) => facts.push((name.to_owned(), text.clone())),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
+            facts.push((name.to_owned(), value.to_string()));
+        }
     }
 }
 

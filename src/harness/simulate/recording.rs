@@ -53,7 +53,10 @@ impl Reader {
                 self.done
                     .extend(self.open.remove(program).map(|open| open.program));
             }
-            Event::FirstToken { .. }
+            // What a policy is told that takes over was told before.
+            Event::Rearrive { .. }
+            | Event::Adopt(_)
+            | Event::FirstToken { .. }
             | Event::Sample(_)
             | Event::BackendUp { .. }
             | Event::BackendDown { .. }

@@ -173,8 +173,8 @@ impl Pool {
                     }
                 }
                 Some(event) = self.releases.join_next() => self.released(event).await?,
-                Some((job, error)) = control.given_up.recv() => {
-                    self.give_up(&job, Cause::GivenUp, error).await?;
+                Some((job, failure)) = control.given_up.recv() => {
+                    self.give_up(&job, failure.cause, failure.error).await?;
                 }
                 () = control.kill.cancelled() => break,
                 () = control.drain.cancelled(), if !self.draining => {

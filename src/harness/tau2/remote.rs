@@ -4,12 +4,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::event::Failure;
+
 /// The hand on a running pool.
 #[derive(Clone, Debug)]
 pub struct Remote {
     drain: CancellationToken,
     kill: CancellationToken,
-    given_up: mpsc::UnboundedSender<(String, String)>,
+    given_up: mpsc::UnboundedSender<(String, Failure)>,
 }
 
 /// The other end of a [`Remote`].
@@ -18,7 +20,7 @@ pub struct Control {
     pub(super) drain: CancellationToken,
     pub(super) kill: CancellationToken,
     /// Programs, and why.
-    pub(super) given_up: mpsc::UnboundedReceiver<(String, String)>,
+    pub(super) given_up: mpsc::UnboundedReceiver<(String, Failure)>,
 }
 
 /// A hand on a pool, and what the pool is given of it.
@@ -49,11 +51,11 @@ impl Remote {
         self.kill.cancel();
     }
 
-    /// Fails the running simulation of a program with [`super::event::Cause::GivenUp`]; it is not tried again. Without effect if it
-    /// is not running.
-    pub fn give_up(&self, job_id: String, error: String) {
+    /// Fails the running simulation of a program for a cause that does not pass, such as
+    /// [`super::event::Cause::GivenUp`]: it is not tried again. Without effect if it is not running.
+    pub fn give_up(&self, job_id: String, failure: Failure) {
         // Fails only when the pool is over.
-        let _over = self.given_up.send((job_id, error));
+        let _over = self.given_up.send((job_id, failure));
     }
 
     /// From here on Ctrl-C or SIGTERM drains, and the second one kills.

@@ -22,8 +22,8 @@ use super::settings;
 use super::slots::Slots;
 use super::waiting::{Place, Waiting};
 use super::{
-    Arrival, BackendId, BackendSample, Decisions, Event, HoldReason, Policy, PolicySnapshot,
-    ProgramId, ProgramView, RejectReason, RequestId, Time, Wakeup,
+    Adoption, Arrival, BackendId, BackendSample, Decisions, Event, HoldReason, Policy,
+    PolicySnapshot, ProgramId, ProgramView, RejectReason, RequestId, Time, Wakeup,
 };
 use cap::Cap;
 
@@ -91,7 +91,7 @@ impl Concurrency {
         }
     }
 
-    fn arrive(&mut self, now: Time, arrival: &Arrival, out: &mut Decisions) {
+    fn arrive(&mut self, since: Time, arrival: &Arrival, out: &mut Decisions) {
         let Some(least) = self.roster.least_in_flight() else {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
@@ -111,7 +111,7 @@ impl Concurrency {
         if self.waiting.is_full() {
             return out.reject(arrival.request, RejectReason::QueueFull);
         }
-        self.waiting.push(now, key, *arrival);
+        self.waiting.push(since, key, *arrival);
         if let Some(program) = self.programs.get_mut(id.index()) {
             program.held += 1;
             self.holding += u32::from(program.held == 1);
@@ -171,6 +171,25 @@ impl Concurrency {
             program.in_flight += 1;
         }
         self.send(arrival.request, Some(id), backend, out);
+    }
+
+    /// A request runs that another policy admitted; its program has a slot, whatever the cap says.
+    fn adopt(&mut self, adoption: &Adoption) {
+        let Adoption {
+            arrival,
+            backend,
+            steps,
+        } = *adoption;
+        let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        let mut decided = Decisions::new();
+        let Some(id) = tracked else {
+            return self.send(arrival.request, None, backend, &mut decided);
+        };
+        self.enter(id);
+        if let Some(program) = self.programs.get_mut(id.index()).filter(|_| steps > 0) {
+            program.home.get_or_insert(backend);
+        }
+        self.start(&arrival, id, backend, &mut decided);
     }
 
     fn take_slot(&mut self, arrival: &Arrival, id: ProgramId, backend: BackendId) {
@@ -367,6 +386,11 @@ impl Policy for Concurrency {
                 self.expire(now);
                 return self.arrive(now, &arrival, out);
             }
+            Event::Rearrive { arrival, since } => {
+                self.expire(now);
+                return self.arrive(since, &arrival, out);
+            }
+            Event::Adopt(adoption) => return self.adopt(&adoption),
             Event::Finish { request, .. } => self.finish(now, request),
             Event::Release { program } => {
                 self.yield_slot(program);

@@ -62,8 +62,8 @@ impl Leaving {
 type Start = (BackendId, StartWhy);
 
 impl Continuum {
-    /// Holds an arrival of a known program, before anyone decides about it.
-    pub(super) fn enqueue(&mut self, now: Time, key: Key, arrival: Arrival) {
+    /// Holds a request of a known program that arrived at `since`, before anyone decides about it.
+    pub(super) fn enqueue(&mut self, since: Time, key: Key, arrival: Arrival) {
         let Some(id) = arrival.program else {
             return;
         };
@@ -72,7 +72,7 @@ impl Continuum {
         };
         program.held += 1;
         self.holding += u32::from(program.held == 1);
-        self.waiting.push(now, key, arrival);
+        self.waiting.push(since, key, arrival);
         self.newcomers.push(arrival.request);
         self.pins.call(id, true);
     }

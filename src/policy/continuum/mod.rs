@@ -34,8 +34,8 @@ use super::settings;
 use super::slots::Slots;
 use super::waiting::Waiting;
 use super::{
-    Arrival, BackendId, Decisions, Event, GapKind, Outcome, Policy, PolicySnapshot, ProgramId,
-    ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
+    Adoption, Arrival, BackendId, Decisions, Event, GapKind, Outcome, Policy, PolicySnapshot,
+    ProgramId, ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
 };
 use admission::{Key, Leaving};
 use eviction::Eviction;
@@ -143,7 +143,9 @@ impl Continuum {
         let late = alone && self.expire(|expires| expires < now);
         self.roster.observe(event);
         let due = match *event {
-            Event::Arrive(arrival) => self.arrive(now, arrival, alone, out),
+            Event::Arrive(arrival) => self.arrive(now, (now, arrival), alone, out),
+            Event::Rearrive { arrival, since } => self.arrive(now, (since, arrival), alone, out),
+            Event::Adopt(adoption) => self.adopt(now, &adoption),
             Event::Finish {
                 request,
                 outcome,
@@ -163,7 +165,13 @@ impl Continuum {
         due | late
     }
 
-    fn arrive(&mut self, now: Time, arrival: Arrival, alone: bool, out: &mut Decisions) -> bool {
+    fn arrive(
+        &mut self,
+        now: Time,
+        (since, arrival): (Time, Arrival),
+        alone: bool,
+        out: &mut Decisions,
+    ) -> bool {
         let Some(least) = self.roster.least_in_flight() else {
             out.reject(arrival.request, RejectReason::NoBackend);
             return false;
@@ -174,7 +182,7 @@ impl Continuum {
             self.start(now, &leaving, (least, StartWhy::Fits), out);
             return false;
         };
-        let key = self.note_arrival(now, id, &arrival);
+        let key = self.note_arrival(since, id, &arrival);
         // Most returns in time are first in the queue and fit: they need not enter it.
         if alone
             && self.leads(key)
@@ -183,13 +191,42 @@ impl Continuum {
             let leaving = Leaving {
                 arrival,
                 key: Some(key),
-                since: now,
+                since,
             };
             self.start(now, &leaving, start, out);
         } else {
-            self.enqueue(now, key, arrival);
+            self.enqueue(since, key, arrival);
         }
         true
+    }
+
+    /// A request runs that another policy admitted: it counts as if it had started here.
+    fn adopt(&mut self, now: Time, adoption: &Adoption) -> bool {
+        let Adoption {
+            arrival,
+            backend,
+            steps,
+        } = *adoption;
+        let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        let leaving = match tracked {
+            None => Leaving::anonymous(now, arrival),
+            Some(id) => Leaving {
+                arrival,
+                key: Some(self.note_arrival(now, id, &arrival)),
+                since: now,
+            },
+        };
+        // Steps are told after the start, which learns from programs that come back how long they queued.
+        self.start(
+            now,
+            &leaving,
+            (backend, StartWhy::Fits),
+            &mut Decisions::new(),
+        );
+        if let Some(program) = tracked.and_then(|id| self.programs.get_mut(id.index())) {
+            program.steps = program.steps.max(steps);
+        }
+        false
     }
 
     /// The program, known from here on.

@@ -116,7 +116,7 @@ impl Kvgate {
         }
     }
 
-    fn arrive(&mut self, now: Time, mut arrival: Arrival, out: &mut Decisions) {
+    fn arrive(&mut self, now: Time, since: Time, mut arrival: Arrival, out: &mut Decisions) {
         let Some(least) = self.roster.least_in_flight() else {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
@@ -127,9 +127,9 @@ impl Kvgate {
             arrival.program = None;
             return self.start(now, &arrival, least, out);
         };
-        let line = self.meet(now, id, &arrival);
-        let key = self.key(line, id, now, &arrival);
-        self.waiting.push(now, key, arrival);
+        let line = self.meet((now, since), id, &arrival);
+        let key = self.key(line, id, since, &arrival);
+        self.waiting.push(since, key, arrival);
         match line {
             Line::Warm(home) => self.fill_warm(now, home, out),
             Line::Cold => self.fill_cold(now, out),
@@ -153,14 +153,23 @@ impl Kvgate {
         out.hold(arrival.request, reason);
     }
 
-    /// Notes a program's arrival, and says which line it stands in.
-    fn meet(&mut self, now: Time, id: ProgramId, arrival: &Arrival) -> Line {
+    /// A request runs that another policy admitted: it counts as if it had started here.
+    fn adopt(&mut self, now: Time, mut arrival: Arrival, backend: BackendId) {
+        arrival.program = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        if let Some(id) = arrival.program {
+            self.meet((now, now), id, &arrival);
+        }
+        self.start(now, &arrival, backend, &mut Decisions::new());
+    }
+
+    /// Notes a program's arrival at `since`, and says which line it stands in.
+    fn meet(&mut self, (now, since): (Time, Time), id: ProgramId, arrival: &Arrival) -> Line {
         let Some(known) = self.programs.get(id.index()).copied() else {
             self.enter(now, id, arrival);
             return Line::Cold;
         };
-        if let Some((since, class)) = known.gap {
-            let gap = now.since(since);
+        if let Some((began, class)) = known.gap {
+            let gap = since.since(began);
             self.returns.observe(class, gap);
             let warm = known
                 .home
@@ -328,7 +337,9 @@ impl Policy for Kvgate {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
         self.observe(event);
         match *event {
-            Event::Arrive(arrival) => self.arrive(now, arrival, out),
+            Event::Arrive(arrival) => self.arrive(now, now, arrival, out),
+            Event::Rearrive { arrival, since } => self.arrive(now, since, arrival, out),
+            Event::Adopt(adoption) => self.adopt(now, adoption.arrival, adoption.backend),
             Event::FirstToken { request } => self.first_token(now, request),
             Event::Finish {
                 request,

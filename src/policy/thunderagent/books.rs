@@ -8,7 +8,7 @@ use crate::policy::ledger::{Footprint, Ledger};
 use crate::policy::roster::{Flight, Roster};
 use crate::policy::slots::Slots;
 use crate::policy::{
-    Arrival, BackendId, Outcome, ProgramId, RequestId, SharedPrefix, Time, Tokens, Usage,
+    Adoption, Arrival, BackendId, Outcome, ProgramId, RequestId, SharedPrefix, Time, Tokens, Usage,
 };
 
 /// What is known of one program.
@@ -142,6 +142,19 @@ impl Books {
         }
         self.ledger
             .start(arrival.request, backend, footprint(arrival));
+    }
+
+    /// Counts a request that runs already, whether it fits or not.
+    pub(super) fn adopt(&mut self, now: Time, adoption: &Adoption) {
+        let mut arrival = adoption.arrival;
+        arrival.program = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        if let Some(id) = arrival.program {
+            self.meet(id);
+            self.update(id, |program| {
+                program.steps = program.steps.max(adoption.steps);
+            });
+        }
+        self.start(now, &arrival, adoption.backend);
     }
 
     fn run(&mut self, now: Time, id: ProgramId, arrival: &Arrival, backend: BackendId) {

@@ -93,7 +93,7 @@ impl ThunderAgent {
         }
     }
 
-    fn arrive(&mut self, now: Time, mut arrival: Arrival, out: &mut Decisions) {
+    fn arrive(&mut self, now: Time, since: Time, mut arrival: Arrival, out: &mut Decisions) {
         let Some(least) = self.books.roster.least_in_flight() else {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
@@ -120,9 +120,9 @@ impl ThunderAgent {
         if self.waiting.is_full() {
             return out.reject(arrival.request, RejectReason::QueueFull);
         }
-        self.waiting.push(now, key, arrival);
+        self.waiting.push(since, key, arrival);
         if program.home.is_some() {
-            self.homesick.push_back((now, arrival.request));
+            self.homesick.push_back((since, arrival.request));
         }
         out.hold(arrival.request, reason);
     }
@@ -285,7 +285,9 @@ impl Policy for ThunderAgent {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
         self.books.roster.observe(event);
         match *event {
-            Event::Arrive(arrival) => self.arrive(now, arrival, out),
+            Event::Arrive(arrival) => self.arrive(now, now, arrival, out),
+            Event::Rearrive { arrival, since } => self.arrive(now, since, arrival, out),
+            Event::Adopt(adoption) => self.books.adopt(now, &adoption),
             Event::Finish {
                 request,
                 outcome,

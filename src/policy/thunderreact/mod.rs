@@ -30,8 +30,8 @@ use super::roster::{Backend, Flight, Roster};
 use super::settings;
 use super::waiting::Waiting;
 use super::{
-    Arrival, BackendId, Decisions, Event, HoldReason, Outcome, Policy, PolicySnapshot, ProgramId,
-    ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
+    Adoption, Arrival, BackendId, Decisions, Event, HoldReason, Outcome, Policy, PolicySnapshot,
+    ProgramId, ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
 };
 use pressure::{Watch, cooled};
 use programs::{Program, Programs, ResumeKey};
@@ -80,7 +80,7 @@ impl ThunderReact {
         }
     }
 
-    fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
+    fn arrive(&mut self, since: Time, arrival: Arrival, out: &mut Decisions) {
         let Some(least) = self.roster.least_in_flight() else {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
@@ -96,12 +96,38 @@ impl ThunderReact {
         };
         let idle = self.roster.in_flight(program.backend) == 0;
         if program.paused && !idle {
-            return self.hold(now, id, arrival, out);
+            return self.hold(since, id, arrival, out);
         }
         if program.paused {
             self.resume(id, out);
         }
         self.admit(id, arrival.request, out);
+    }
+
+    /// A request runs that another policy admitted; its program lives where it runs.
+    fn adopt(&mut self, adoption: &Adoption) {
+        let Adoption {
+            arrival,
+            backend,
+            steps,
+        } = *adoption;
+        let mut decided = Decisions::new();
+        let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        let Some(id) = tracked else {
+            return self.start(arrival.request, backend, None, &mut decided);
+        };
+        if self.programs.get(id).is_none() {
+            self.programs.add(id, backend);
+        }
+        self.programs.update(id, |p| {
+            p.backend = backend;
+            p.steps = p.steps.max(steps);
+            // Its prompt is what its last step left.
+            if steps > 0 {
+                p.context = arrival.prompt;
+            }
+        });
+        self.admit(id, arrival.request, &mut decided);
     }
 
     /// Makes sure that the program is known and lives on a backend that is up; `placed` is, if it has none.
@@ -139,7 +165,7 @@ impl ThunderReact {
         best().nth(pick).map(|(id, _)| id)
     }
 
-    fn hold(&mut self, now: Time, id: ProgramId, arrival: Arrival, out: &mut Decisions) {
+    fn hold(&mut self, since: Time, id: ProgramId, arrival: Arrival, out: &mut Decisions) {
         if self.waiting.is_full() {
             return out.reject(arrival.request, RejectReason::QueueFull);
         }
@@ -151,7 +177,7 @@ impl ThunderReact {
             return;
         };
         let key = self.programs.resume_key(program);
-        self.waiting.push(now, key, arrival);
+        self.waiting.push(since, key, arrival);
         self.programs.update(id, |p| p.held += 1);
         out.hold(arrival.request, HoldReason::Paused);
     }
@@ -322,6 +348,8 @@ impl Policy for ThunderReact {
         self.roster.observe(event);
         match *event {
             Event::Arrive(arrival) => self.arrive(now, arrival, out),
+            Event::Rearrive { arrival, since } => self.arrive(since, arrival, out),
+            Event::Adopt(adoption) => self.adopt(&adoption),
             Event::Finish {
                 request,
                 outcome,

@@ -58,6 +58,10 @@ impl Finish {
 
 /// What the gate knows of a response by what has passed so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that hold independently of each other"
+)]
 pub struct ResponseFacts {
     /// Token counts, the latest report; `None` before the first.
     pub usage: Option<Usage>,

@@ -135,14 +135,15 @@ impl Valve {
 impl Policy for Shut {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
         match event {
-            Event::Arrive(arrival) => self.arrive(*arrival, out),
+            Event::Arrive(arrival) | Event::Rearrive { arrival, .. } => self.arrive(*arrival, out),
             Event::Finish { request, .. } => {
                 self.running.remove(request);
                 self.held.retain(|held| held != request);
             }
             Event::BackendUp { backend, .. } => drop(self.backends.insert(*backend)),
             Event::BackendDown { backend } => drop(self.backends.remove(backend)),
-            Event::FirstToken { .. }
+            Event::Adopt(_)
+            | Event::FirstToken { .. }
             | Event::ToolGap { .. }
             | Event::Release { .. }
             | Event::Sample(_)

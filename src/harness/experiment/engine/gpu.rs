@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 /// How long the driver may take to give memory back.
-const RELEASE: Duration = Duration::from_secs(60);
+pub(super) const RELEASE: Duration = Duration::from_secs(60);
 /// How often it is asked.
 const POLL: Duration = Duration::from_millis(500);
 /// How long one answer may take; a busy driver is slow.
@@ -36,8 +36,8 @@ impl Watch {
         Ok(Self { program, before })
     }
 
-    /// Waits until nobody new holds memory.
-    pub(super) async fn settle(self) -> anyhow::Result<()> {
+    /// Waits at most `patience` until nobody new holds memory.
+    pub(super) async fn settle(self, patience: Duration) -> anyhow::Result<()> {
         let mut left = Vec::new();
         let settled = async {
             loop {
@@ -48,14 +48,14 @@ impl Watch {
                 tokio::time::sleep(POLL).await;
             }
         };
-        let settled: Result<anyhow::Result<()>, _> = timeout(RELEASE, settled).await;
+        let settled: Result<anyhow::Result<()>, _> = timeout(patience, settled).await;
         settled.unwrap_or_else(|_| {
             let names: Vec<String> = left
                 .iter()
                 .map(|holder| format!("process {} holds {}", holder.pid, holder.memory))
                 .collect();
             bail!(
-                "GPU memory is not back {RELEASE:?} after the engine ended: {}",
+                "GPU memory is not back {patience:?} after the engine ended: {}",
                 names.join(", ")
             )
         })
@@ -107,7 +107,25 @@ fn parse(text: &str) -> Vec<Holder> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    /// An nvidia-smi whose answers are these scripts, one after the other, the last one for ever.
+    fn fake(dir: &std::path::Path, answers: &[&str]) -> PathBuf {
+        for (index, answer) in answers.iter().enumerate() {
+            std::fs::write(dir.join(format!("{index}")), answer).unwrap();
+        }
+        let path = dir.join("nvidia-smi");
+        let script = format!(
+            "#!/bin/sh\ncd '{}'\necho x >> asked\nn=$(($(wc -l < asked) - 1))\n[ $n -lt {last} ] || n={last}\n. ./$n\n",
+            dir.display(),
+            last = answers.len() - 1
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
 
     #[test]
     fn a_line_per_process_is_read_and_a_remark_is_not_one() {
@@ -115,5 +133,34 @@ mod tests {
         assert_eq!(holders.len(), 2);
         assert_eq!(holders[0].pid, "12345");
         assert_eq!(holders[1].memory, "[N/A]");
+    }
+
+    #[tokio::test]
+    async fn memory_that_comes_back_late_is_waited_for_and_a_neighbour_is_none_of_ours() {
+        let temp = tempfile::tempdir().unwrap();
+        let others = "echo 7, 10 MiB";
+        let ours = "echo 7, 10 MiB; echo 8, 900 MiB";
+        let program = fake(temp.path(), &[others, ours, others]);
+        let watch = Watch::begin(program).await.unwrap();
+        watch.settle(RELEASE).await.unwrap();
+        let asked = std::fs::read_to_string(temp.path().join("asked")).unwrap();
+        assert_eq!(asked.lines().count(), 3);
+    }
+
+    #[tokio::test]
+    async fn memory_that_stays_away_is_an_error_that_names_who_holds_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let program = fake(temp.path(), &["true", "echo 8, 900 MiB"]);
+        let watch = Watch::begin(program).await.unwrap();
+        let error = watch.settle(3 * POLL).await.unwrap_err().to_string();
+        assert!(error.contains("process 8 holds 900 MiB"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_fails_is_told_with_what_it_says() {
+        let temp = tempfile::tempdir().unwrap();
+        let program = fake(temp.path(), &["echo cannot talk to the driver; exit 9"]);
+        let error = Watch::begin(program).await.unwrap_err().to_string();
+        assert!(error.contains("cannot talk to the driver"), "{error}");
     }
 }

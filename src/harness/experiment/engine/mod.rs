@@ -141,7 +141,7 @@ impl Engine {
             await_free(port).await?;
         }
         match self.gpu {
-            Some(gpu) => gpu.settle().await,
+            Some(gpu) => gpu.settle(gpu::RELEASE).await,
             None => Ok(()),
         }
     }

@@ -342,9 +342,9 @@ impl EngineOptions {
         let hint = "write it as http://HOST:PORT";
         let url = reqwest::Url::parse(backend)
             .map_err(|error| format!("--backend {backend}: {error}; {hint}"))?;
-        if !matches!(url.scheme(), "http" | "https") || url.path() != "/" || url.query().is_some() {
+        if url.scheme() != "http" || url.path() != "/" || url.query().is_some() {
             return Err(format!(
-                "--backend {backend}: not the address of a server alone; {hint}"
+                "--backend {backend}: must be plain HTTP, without a path; {hint}"
             ));
         }
         let url = backend.trim_end_matches('/').to_owned();
@@ -461,5 +461,133 @@ impl EngineOptions {
                     .ok()
             },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(options: &EngineOptions) -> String {
+        options.check().unwrap_err().join("\n")
+    }
+
+    #[test]
+    fn the_kind_follows_from_what_is_given() {
+        let kind = |fill: fn(&mut EngineOptions)| {
+            let mut options = EngineOptions::default();
+            fill(&mut options);
+            options.kind()
+        };
+        assert_eq!(kind(|_| ()), Kind::Embedded);
+        assert_eq!(kind(|it| it.backend = Some(String::new())), Kind::Running);
+        assert_eq!(kind(|it| it.model_path = Some(PathBuf::new())), Kind::Vllm);
+        assert_eq!(kind(|it| it.ssh = Some(String::new())), Kind::Ssh);
+        assert_eq!(
+            kind(|it| {
+                it.engine_cmd = Some(String::new());
+                it.model_path = Some(PathBuf::new());
+            }),
+            Kind::Command
+        );
+        assert_eq!(
+            kind(|it| {
+                it.ssh = Some(String::new());
+                it.engine = Some(Kind::Embedded);
+            }),
+            Kind::Embedded
+        );
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once_with_its_flag() {
+        let options = EngineOptions {
+            engine: Some(Kind::Vllm),
+            model_path: Some("/no/model".into()),
+            vllm: Some("/no/vllm".into()),
+            vllm_arg: vec!["--port=1".to_owned()],
+            forward: vec!["1910".to_owned()],
+            cost: Some("h100-qwen3-8b".to_owned()),
+            nvidia_smi: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into()),
+            ..EngineOptions::default()
+        };
+        let problems = problems(&options);
+        for part in [
+            "--model-path /no/model: no such folder",
+            "--vllm: /no/vllm does not exist",
+            "--vllm-arg --port=1: give --engine-port instead",
+            "--forward needs --ssh HOST",
+            "--forward 1910: write it as PORT:HOST:PORT",
+            "--cost is for --engine embedded, not for vllm",
+            "Cargo.toml is not an executable file",
+        ] {
+            assert!(problems.contains(part), "{part}: {problems}");
+        }
+    }
+
+    #[test]
+    fn a_backend_is_the_address_of_a_server() {
+        for backend in [
+            "127.0.0.1:8000",
+            "https://there",
+            "http://there:8000/v1",
+            "x",
+        ] {
+            let options = EngineOptions {
+                backend: Some(backend.to_owned()),
+                ..EngineOptions::default()
+            };
+            let problems = problems(&options);
+            assert!(problems.contains("http://HOST:PORT"), "{problems}");
+        }
+        let options = EngineOptions {
+            backend: Some("http://there:8000/".to_owned()),
+            ..EngineOptions::default()
+        };
+        let plan = options.check().unwrap();
+        assert_eq!(plan.running_url(), Some("http://there:8000"));
+    }
+
+    #[test]
+    fn the_embedded_engines_own_rules_hold_before_it_starts() {
+        let options = EngineOptions {
+            kv_blocks: Some(100),
+            ..EngineOptions::default()
+        };
+        assert!(problems(&options).contains("--kv-blocks: 1584 usable tokens"));
+        let plan = EngineOptions::default().check().unwrap();
+        assert_eq!(plan.manifest().unwrap().kv_blocks, 5_301);
+    }
+
+    #[test]
+    fn a_template_without_what_it_needs_is_refused() {
+        let options = EngineOptions {
+            engine_cmd: Some("serve {model}".to_owned()),
+            engine_port: Some(0),
+            ..EngineOptions::default()
+        };
+        let problems = problems(&options);
+        assert!(
+            problems.contains("{model} needs --model-path"),
+            "{problems}"
+        );
+        assert!(problems.contains("needs {port} in it"), "{problems}");
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_in_the_file_and_the_rest_reads_back() {
+        let options = EngineOptions {
+            engine: Some(Kind::Embedded),
+            speedup: Some(60.0),
+            vllm_arg: vec!["--dtype=float32".to_owned()],
+            ..EngineOptions::default()
+        };
+        let text = toml::to_string(&options).unwrap();
+        assert_eq!(
+            text,
+            "engine = \"embedded\"\nvllm_arg = [\"--dtype=float32\"]\nspeedup = 60.0\n"
+        );
+        assert_eq!(toml::from_str::<EngineOptions>(&text).unwrap(), options);
+        assert!(toml::from_str::<EngineOptions>("port = 1").is_err());
     }
 }

@@ -165,7 +165,7 @@ impl Plan {
             facts: super::probe::Facts::default(),
             owned,
             tunnel,
-            port: self.kind.is_owned().then_some(port),
+            port: (self.kind.is_owned() && port != 0).then_some(port),
             stop: self.stop,
             gpu: held,
         };
@@ -197,7 +197,8 @@ impl Plan {
 
     /// The port to use, after a look at whether it is free.
     fn choose_port(&self) -> anyhow::Result<u16> {
-        if self.kind == Kind::Running {
+        // The embedded engine takes a free one by itself.
+        if self.kind == Kind::Running || (self.kind == Kind::Embedded && self.port == 0) {
             return Ok(0);
         }
         match bind(self.port) {
@@ -222,11 +223,9 @@ impl Plan {
                 let listen = format!("127.0.0.1:{port}");
                 let server = Server::start_as(&self.kvgate, "engine", &listen, args, dir).await?;
                 let argv = ["kvgate", "engine", "--listen", &listen].map(str::to_owned);
-                Ok((
-                    local,
-                    [&argv, &args[..]].concat(),
-                    Some(Owned::Embedded(server)),
-                ))
+                let url = server.url().to_owned();
+                let argv = [&argv, &args[..]].concat();
+                Ok((url, argv, Some(Owned::Embedded(server))))
             }
             Launch::Vllm { program, .. } => {
                 let argv = self.argv(port, dir);
@@ -328,5 +327,54 @@ impl Owned {
                 Err(error) => format!("it cannot be waited for: {error}"),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::EngineOptions;
+    use super::*;
+
+    #[test]
+    fn a_vllm_is_started_as_the_reference_starts_it_and_further_arguments_come_last() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        std::fs::create_dir_all(at("env/bin")).unwrap();
+        std::fs::create_dir(at("model")).unwrap();
+        std::fs::write(at("model/config.json"), "{}").unwrap();
+        std::fs::write(at("env/bin/vllm"), "#!/bin/sh\n").unwrap();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(at("env/bin/vllm"), mode).unwrap();
+        let options = EngineOptions {
+            vllm: Some(at("env")),
+            model_path: Some(at("model")),
+            vllm_arg: vec!["--tool-call-parser=llama3_json".to_owned()],
+            served_model: Some("mine".to_owned()),
+            ..EngineOptions::default()
+        };
+        let plan = options.check().unwrap();
+        let here = temp.path().display().to_string();
+        assert_eq!(
+            plan.argv(8000, Path::new("run"))
+                .join(" ")
+                .replace(&here, "."),
+            "./env/bin/vllm serve ./model --enable-auto-tool-choice --tool-call-parser hermes --port 8000 \
+             --gpu-memory-utilization 0.95 --enable-prompt-tokens-details --no-enable-log-requests \
+             --served-model-name mine --tool-call-parser=llama3_json"
+        );
+    }
+
+    #[test]
+    fn what_a_template_stands_for_is_quoted_where_the_shell_needs_it() {
+        let options = EngineOptions {
+            engine_cmd: Some("serve {model} --port={port} >{run_dir}/x".to_owned()),
+            served_model: Some("it's".to_owned()),
+            ..EngineOptions::default()
+        };
+        let plan = options.check().unwrap();
+        let argv = plan.argv(81, Path::new("/my runs/a"));
+        assert_eq!(argv[2], r"serve 'it'\''s' --port=81 >'/my runs/a'/x");
     }
 }

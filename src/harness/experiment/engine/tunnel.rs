@@ -170,7 +170,13 @@ impl Tunnel {
             gaps,
             verdict,
             stop: Some(stop),
-            task: tokio::spawn(keeper.keep(first, tell, stopped)),
+            task: tokio::spawn(async move {
+                let kept = keeper.keep(first, &tell, stopped).await;
+                if let Err(error) = &kept {
+                    tell.send_replace(Some(format!("the tunnel cannot be kept: {error:#}")));
+                }
+                kept
+            }),
         })
     }
 
@@ -182,14 +188,14 @@ impl Tunnel {
     pub(super) async fn ended(&mut self) -> String {
         match self.verdict.wait_for(Option::is_some).await {
             Ok(verdict) => verdict.clone().unwrap_or_default(),
-            Err(_) => "the tunnel's keeper failed".to_owned(),
+            Err(_) => "the tunnel is not kept any more".to_owned(),
         }
     }
 
     pub(super) async fn close(mut self) -> anyhow::Result<()> {
         drop(self.stop.take());
         let task = &mut self.task;
-        task.await.context("the tunnel's keeper failed")?
+        task.await.context("the tunnel is not kept any more")?
     }
 
     pub(super) fn describe(&self) -> Value {
@@ -237,7 +243,7 @@ impl Keeper {
     async fn keep(
         self,
         mut ssh: Guarded,
-        tell: watch::Sender<Option<String>>,
+        tell: &watch::Sender<Option<String>>,
         mut stop: tokio::sync::oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         loop {
@@ -253,17 +259,17 @@ impl Keeper {
             tracing::warn!(cause, "the tunnel is broken; reconnecting");
             self.gaps.fetch_add(1, Ordering::Relaxed);
             let again = tokio::select! {
-                _ = &mut stop => {
-                    return self.record(began_s, None, cause);
-                }
+                _ = &mut stop => return self.record(began_s, None, cause),
                 again = timeout(self.patience, self.reconnect()) => again,
             };
             let Ok(again) = again else {
-                let _stopped = tell.send(Some(format!(
+                let why = format!(
                     "the tunnel was broken for {:?} and is given up (--ssh-patience-s): {cause}",
                     self.patience
-                )));
-                return self.record(began_s, None, cause);
+                );
+                self.record(began_s, None, cause)?;
+                tell.send_replace(Some(why));
+                return Ok(());
             };
             ssh = again;
             let now_s = self.clock.unix(self.clock.now());
@@ -307,5 +313,49 @@ impl Keeper {
         let file = File::options().append(true).create(true).open(&path);
         file.and_then(|mut file| file.write_all(&line))
             .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_a_port_here_and_an_address_there() {
+        let route = Route::parse("1910:172.27.27.153:1910").unwrap();
+        assert_eq!(
+            (route.port, route.to.as_str()),
+            (1910, "172.27.27.153:1910")
+        );
+        assert_eq!(Route::parse("81:[::1]:82").unwrap().to, "[::1]:82");
+        for text in [
+            "1910",
+            "0:there:1",
+            "1:there:0",
+            "1::2",
+            "x:there:1",
+            "1:there:99999",
+        ] {
+            assert!(Route::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ssh_is_told_to_fail_rather_than_ask_or_hang() {
+        let ssh = Ssh {
+            program: "ssh".into(),
+            host: "head".to_owned(),
+            args: vec!["-J".to_owned(), "gateway".to_owned()],
+            remote: "127.0.0.1:8000".to_owned(),
+        };
+        let routes = [
+            ssh.to_engine(81).unwrap(),
+            Route::parse("1910:there:1910").unwrap(),
+        ];
+        assert_eq!(
+            ssh.argv(&routes).join(" "),
+            "ssh -N -o ExitOnForwardFailure=yes -o ServerAliveInterval=30 -o ServerAliveCountMax=3 \
+             -o BatchMode=yes -J gateway -L 127.0.0.1:81:127.0.0.1:8000 -L 127.0.0.1:1910:there:1910 head"
+        );
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use futures_util::future::join;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -187,7 +188,7 @@ impl Record {
         }
         let mut versions = inputs.versions;
         versions.insert("kvgate".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-        let (machine, git) = tokio::join!(Machine::ask(), git::all(&checkouts));
+        let (machine, git) = join(Machine::ask(), git::all(&checkouts)).await;
         Self {
             run: inputs.run,
             began: Moment::at(now_s),
@@ -198,7 +199,7 @@ impl Record {
             versions,
             git,
             files: digests(files).await,
-            environment: secrets::listed(std::env::vars()),
+            environment: secrets::listed(secrets::variables()),
             machine,
             engine_detail: inputs.engine,
             policy_parameters: inputs.policy,
@@ -254,7 +255,10 @@ impl Record {
     /// When it cannot be written; the message names the file.
     pub fn write(&self, dir: &RunDir) -> anyhow::Result<()> {
         let mut value = serde_json::to_value(self)?;
-        secrets::scrub(&mut value, &secrets::values(std::env::vars(), &self.hidden));
+        secrets::scrub(
+            &mut value,
+            &secrets::values(secrets::variables(), &self.hidden),
+        );
         dir.write_json(FILE, &value)
     }
 
@@ -292,3 +296,6 @@ fn zone_name() -> String {
     };
     zone.iana_name().map_or_else(offset, str::to_owned)
 }
+
+#[cfg(test)]
+mod tests;

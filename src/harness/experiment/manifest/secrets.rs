@@ -1,4 +1,4 @@
-//! What must not stand in a manifest: keys. Pure.
+//! What must not stand in a manifest: keys.
 //!
 //! Three nets, each for what slips through the one before: only listed variables are written; what follows a flag for a
 //! key is left out of the command line; and wherever the value of a key turns up, it is replaced.
@@ -40,6 +40,12 @@ const LISTED: [&str; 22] = [
     "TZ",
     "VLLM_*",
 ];
+
+/// The variables of this process; what is no UTF-8 is read as far as it is.
+pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
 
 /// Whether a name says that its value is a key.
 fn tells(name: &str) -> bool {
@@ -92,7 +98,7 @@ pub(super) fn without_keys(command: &[String]) -> Vec<String> {
         }
         match arg.split_once('=') {
             Some((flag, _)) if flag.starts_with('-') && tells(flag) => {
-                shown.push(format!("{flag}={HIDDEN}"))
+                shown.push(format!("{flag}={HIDDEN}"));
             }
             _ => {
                 hide_next = arg.starts_with("--") && tells(arg);

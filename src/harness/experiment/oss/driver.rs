@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::follow::{Follower, Progress};
 use super::verdict::{self, End, Verdict};
 use super::{Settings, layout};
-use crate::harness::group::{self, Leader};
+use crate::harness::child::Guarded;
+use crate::harness::group;
 use crate::harness::reference::files;
 
 /// How often the log is looked at.
@@ -22,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A running driver. Killed with all it started when dropped.
 #[derive(Debug)]
 pub(super) struct Driver {
-    process: Leader,
+    process: Guarded,
     dir: PathBuf,
 }
 
@@ -36,13 +37,8 @@ impl Driver {
         let log = log.with_context(|| format!("cannot write {}", path.display()))?;
         // The driver's limit is what this process may open when it starts it.
         group::raise_open_files().context("cannot raise the limit of open files")?;
-        let python = &settings.python.interpreter;
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let process = Leader::spawn(&mut command)
-            .with_context(|| format!("cannot run {}", python.display()))?;
+        command.stdout(log.try_clone()?).stderr(log);
+        let process = Guarded::start(command)?;
         Ok(Self { process, dir })
     }
 
@@ -72,12 +68,10 @@ impl Driver {
             tokio::select! {
                 status = self.process.wait() => {
                     let status: ExitStatus = status?;
-                    // What it started and left behind.
-                    self.process.kill().await?;
                     return Ok(End::Exited(status));
                 }
                 () = cancel.cancelled() => {
-                    self.process.end(settings.patience).await?;
+                    self.process.stop(settings.patience).await?;
                     return Ok(End::Stopped);
                 }
                 _ = looks.tick() => {}

@@ -219,3 +219,67 @@ fn error_name(text: &str) -> &str {
     let begin = text.split(['.', ':']).next().unwrap_or(text);
     named.map_or(begin, |word| word.trim_end_matches(':'))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const LEFT: &str = "('[TAU2_TASK_COMPLETE] domain=retail trial=0 task_id=5 status=error completed_global=1 \
+        total_global=2',)\n";
+
+    #[tokio::test]
+    async fn a_line_is_read_once_when_it_is_whole_and_the_last_one_at_the_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("driver.log");
+        let mut log = File::create(&path).unwrap();
+        let (watch, mut told) = mpsc::channel(8);
+        let mut follower = Follower::open(&path, watch).unwrap();
+        let (begin, end) = LEFT.split_at(40);
+        log.write_all(begin.as_bytes()).unwrap();
+        follower.read().await.unwrap();
+        assert!(told.try_recv().is_err(), "half a line tells nothing");
+        log.write_all(end.as_bytes()).unwrap();
+        follower.read().await.unwrap();
+        let progress = told.try_recv().unwrap();
+        assert_eq!((progress.done, progress.failed), (1, 1));
+        assert_eq!(progress.what, What::Left("retail:5".to_owned()));
+        log.write_all(LEFT.trim_end().as_bytes()).unwrap();
+        follower.read().await.unwrap();
+        assert_eq!(follower.finish().await.error, 2);
+    }
+
+    #[tokio::test]
+    async fn a_real_log_is_followed_to_what_its_summary_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = path.join("tests/fixtures/reference/real-driver-run/driver.log");
+        let (watch, told) = mpsc::channel(1);
+        drop(told);
+        let mut follower = Follower::open(&path, watch).unwrap();
+        follower.read().await.unwrap();
+        let seen = follower.finish().await;
+        assert_eq!(
+            (seen.total, seen.ok, seen.error, seen.steps),
+            (18, 15, 3, 206)
+        );
+        assert_eq!(seen.causes.values().sum::<u64>(), 3, "{:?}", seen.causes);
+        assert!(
+            seen.causes.contains_key("ContextLengthExceededError"),
+            "{:?}",
+            seen.causes
+        );
+        assert_eq!(seen.last.len(), LAST);
+    }
+
+    #[test]
+    fn an_error_is_named_by_its_exception_else_by_its_beginning() {
+        let wrapped = "LLM call failed permanently: MaxRetriesExceededError: Auth error (401)";
+        assert_eq!(error_name(wrapped), "MaxRetriesExceededError");
+        assert_eq!(
+            error_name("1 validation error for M"),
+            "1 validation error for M"
+        );
+        assert_eq!(error_name("Error code: 500 - x"), "Error code");
+    }
+}

@@ -11,6 +11,7 @@ use tokio::process::Command;
 
 use super::Settings;
 use super::model_config::{Endpoint, ModelConfig};
+use crate::harness::child::guarded;
 use crate::harness::reference::files;
 use crate::harness::tau2::environment::VARIABLES;
 
@@ -78,17 +79,12 @@ pub(super) fn prepare(settings: &Settings) -> anyhow::Result<Command> {
     let text = ModelConfig::behind(&gate, &names.agent, &config.display().to_string()).text();
     write(&config, &text)?;
     let stand_in = dir.join(STAND_IN);
-    let stands_in = !has_tokenizer(&settings.python.interpreter);
-    if stands_in {
-        write(&stand_in.join("transformers.py"), TRANSFORMERS)?;
+    let stand_in = (!has_tokenizer(&settings.python.interpreter)).then_some(stand_in);
+    if let Some(folder) = &stand_in {
+        write(&folder.join("transformers.py"), TRANSFORMERS)?;
     }
     let mut command = command(settings, &dir, &config);
-    environment(
-        &mut command,
-        settings,
-        &gate,
-        stands_in.then_some(&stand_in),
-    );
+    environment(&mut command, settings, &gate, stand_in.as_ref());
     Ok(command)
 }
 
@@ -105,29 +101,34 @@ fn has_tokenizer(python: &Path) -> bool {
 }
 
 fn command(settings: &Settings, dir: &Path, config: &Path) -> Command {
-    let mut command = Command::new(&settings.python.interpreter);
-    let bench = absolute(&settings.checkout).join(BENCH);
-    command
-        .arg(bench.join("run_oss.py"))
-        .args(["--agent-model", &settings.names().agent])
-        .args(["--user-llm", &settings.user])
-        .arg("--domains")
-        .args(&settings.domains)
-        .args(["--num-trials", &settings.trials.to_string()])
-        .args(["--max-steps", &settings.max_steps.to_string()])
-        .args(["--max-concurrency", &settings.concurrency.to_string()])
-        .args(["--skip-server-start", "--schedule-mode", "global"])
-        .args(["--log-level", "PROFILE"])
-        .arg("--model-config-path")
-        .arg(config)
-        .arg("--output-dir")
-        .arg(dir.join("outputs"))
-        .arg("--log-dir")
-        .arg(dir.join("logs"))
-        .current_dir(dir.join(CWD));
+    let driver = absolute(&settings.checkout).join(BENCH).join("run_oss.py");
+    let mut argv: Vec<OsString> = vec![settings.python.interpreter.clone().into(), driver.into()];
+    let mut flag = |name: &str, values: &[OsString]| {
+        argv.push(name.into());
+        argv.extend_from_slice(values);
+    };
+    let text = |text: &str| [OsString::from(text)];
+    let domains: Vec<OsString> = settings.domains.iter().map(OsString::from).collect();
+    flag("--agent-model", &text(&settings.names().agent));
+    flag("--user-llm", &text(&settings.user));
+    flag("--domains", &domains);
     if let Some(tasks) = settings.tasks {
-        command.args(["--num-tasks", &tasks.to_string()]);
+        flag("--num-tasks", &text(&tasks.to_string()));
     }
+    flag("--num-trials", &text(&settings.trials.to_string()));
+    flag("--max-steps", &text(&settings.max_steps.to_string()));
+    flag(
+        "--max-concurrency",
+        &text(&settings.concurrency.to_string()),
+    );
+    flag("--skip-server-start", &[]);
+    flag("--schedule-mode", &text("global"));
+    flag("--log-level", &text("PROFILE"));
+    flag("--model-config-path", &[config.into()]);
+    flag("--output-dir", &[dir.join("outputs").into()]);
+    flag("--log-dir", &[dir.join("logs").into()]);
+    let mut command = guarded(&settings.kvgate, argv);
+    command.current_dir(dir.join(CWD));
     command
 }
 

@@ -16,7 +16,7 @@ mod preflight;
 mod python;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub checkout: PathBuf,
     /// What runs it.
     pub python: Python,
+    /// This program's executable, which guards the driver: it goes when this process does, however that comes.
+    pub kvgate: PathBuf,
     /// The run directory; a new one.
     pub dir: PathBuf,
     /// The gate, `http://HOST:PORT`.
@@ -70,14 +72,21 @@ pub struct Names {
     pub experts: [String; 3],
 }
 
+impl Names {
+    /// Those of a run in `dir` whose customer is `user`.
+    pub fn of(dir: &Path, user: &str) -> Self {
+        Self {
+            agent: layout::checkpoint(dir).display().to_string(),
+            user: user.to_owned(),
+            experts: model_config::EXPERTS.map(str::to_owned),
+        }
+    }
+}
+
 impl Settings {
     /// Under which names models will be called.
     pub fn names(&self) -> Names {
-        Names {
-            agent: layout::checkpoint(&self.dir).display().to_string(),
-            user: self.user.clone(),
-            experts: model_config::EXPERTS.map(str::to_owned),
-        }
+        Names::of(&self.dir, &self.user)
     }
 }
 

@@ -150,6 +150,7 @@ fn open_files(concurrency: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::PathBuf;
 
     use super::*;
     use crate::harness::experiment::oss::Python;
@@ -162,6 +163,7 @@ mod tests {
                 interpreter: root.join("no-python"),
                 data: None,
             },
+            kvgate: PathBuf::new(),
             dir: root.join("a run"),
             gate: "https://gate".to_owned(),
             policy: "baseline".to_owned(),

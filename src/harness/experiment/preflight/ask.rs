@@ -9,7 +9,6 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use reqwest::Client;
 use rustix::process::{Resource, getrlimit};
-use serde::Deserialize;
 
 use super::clock::{self, Dated};
 use super::{
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::clock::Clock;
 use crate::harness::experiment::{gpu, machine};
+use crate::harness::replay::client::Models;
 
 /// How long a server may take for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -60,12 +60,13 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
 fn port(need: &Port) -> Option<Finding> {
     let Port { addr, what, flag } = need;
     let error = TcpListener::bind(addr).err()?;
-    let remedy = match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
+    let remedy = if error.kind() == std::io::ErrorKind::AddrInUse {
+        format!(
             "see who listens there with `ss -lptn sport = :{}`, or choose another address with {flag}",
             addr.port()
-        ),
-        _ => format!("choose another address with {flag}"),
+        )
+    } else {
+        format!("choose another address with {flag}")
     };
     Some(Finding::error(
         format!("{what} on {addr}"),
@@ -309,17 +310,6 @@ async fn hear(http: &Client, need: &Endpoint) -> Heard {
         locked: status.is_some_and(|status| matches!(status.as_u16(), 401 | 403)),
         date,
     }
-}
-
-/// The body of `GET /v1/models`.
-#[derive(Deserialize)]
-struct Models {
-    data: Vec<Model>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    id: String,
 }
 
 async fn names(response: reqwest::Result<reqwest::Response>) -> Result<Vec<String>, String> {

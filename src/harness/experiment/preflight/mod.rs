@@ -231,3 +231,6 @@ pub fn to_text(findings: &[Finding]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

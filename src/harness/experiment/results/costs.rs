@@ -73,14 +73,11 @@ impl Costs {
 
     /// The sums of a task: of its program, or of the only one that bears its name.
     pub(super) fn of(&self, task: &Task) -> Option<&Sums> {
-        let program = match &task.program {
-            Some(program) => program,
-            None => {
-                let name = format!("{}:{}", task.kind, task.task.as_ref()?);
-                self.by_task.get(&name)?.as_ref()?
-            }
-        };
-        self.by_program.get(program)
+        if let Some(program) = &task.program {
+            return self.by_program.get(program);
+        }
+        let name = format!("{}:{}", task.kind, task.id.as_ref()?);
+        self.by_program.get(self.by_task.get(&name)?.as_ref()?)
     }
 
     fn add(&mut self, record: &StepRecord, is_gated: bool) {

@@ -72,21 +72,21 @@ fn task_columns(tasks: &[Task], sums: &[Option<&Sums>]) -> Vec<(&'static str, Co
     let text_of =
         |of: fn(&Task) -> Option<&str>| text(tasks.iter().map(|t| of(t).map(str::to_owned)));
     let whole_of = |of: fn(&Task) -> Option<u64>| whole(tasks.iter().map(of));
-    let each = || tasks.iter().zip(sums);
-    let started = each().map(|(task, sums)| task.started_s.or(sums.map(|sums| sums.began_s)));
-    let finished = each().map(|(task, sums)| task.finished_s.or(sums.map(|sums| sums.ended_s)));
+    let each = || tasks.iter().zip(sums.iter().copied());
+    let started = each().map(|(task, sums)| task.started_s.or_else(|| Some(sums?.began_s)));
+    let finished = each().map(|(task, sums)| task.finished_s.or_else(|| Some(sums?.ended_s)));
     let lasted = started
         .clone()
         .zip(finished.clone())
         .map(|(from, to)| Some(to? - from?));
     let program = each().map(|(task, sums)| {
-        let program = task.program.as_ref().or(sums.map(|sums| &sums.program));
+        let program = task.program.as_ref().or_else(|| Some(&sums?.program));
         program.cloned()
     });
     vec![
         ("program", text(program)),
         ("kind", text_of(|task| Some(&task.kind))),
-        ("task", text_of(|task| task.task.as_deref())),
+        ("task", text_of(|task| task.id.as_deref())),
         ("trial", whole_of(|task| task.trial.map(u64::from))),
         ("seed", whole_of(|task| task.seed.map(u64::from))),
         ("attempt", whole_of(|task| task.attempt.map(u64::from))),

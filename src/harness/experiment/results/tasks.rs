@@ -49,7 +49,8 @@ pub(super) struct Task {
     pub(super) program: Option<String>,
     /// Its domain, or what sort of program it is.
     pub(super) kind: String,
-    pub(super) task: Option<String>,
+    /// Its name in its domain.
+    pub(super) id: Option<String>,
     pub(super) trial: Option<u32>,
     pub(super) seed: Option<u32>,
     /// The last attempt, from 1.
@@ -98,7 +99,7 @@ fn of_reward(reward: Reward) -> Task {
     Task {
         program: Some(reward.job_id),
         kind: unit.domain,
-        task: Some(unit.task_id),
+        id: Some(unit.task_id),
         trial: Some(unit.trial),
         seed: Some(unit.seed),
         attempt: Some(reward.attempt),
@@ -122,7 +123,7 @@ fn of_reward(reward: Reward) -> Task {
 fn of_replay(dir: &Path) -> anyhow::Result<Vec<Task>> {
     let mut tasks = Vec::new();
     lines::json(dir, PROGRAMS, |record: ProgramRecord| {
-        tasks.push(of_record(record))
+        tasks.push(of_record(record));
     })?;
     Ok(tasks)
 }
@@ -131,7 +132,7 @@ fn of_record(record: ProgramRecord) -> Task {
     Task {
         program: Some(record.program),
         kind: record.kind,
-        task: None,
+        id: None,
         trial: None,
         seed: None,
         attempt: None,
@@ -253,7 +254,7 @@ fn of_result(result: TaskResult) -> Task {
     Task {
         program: None,
         kind: result.domain,
-        task: Some(result.task_id),
+        id: Some(result.task_id),
         trial: Some(result.trial),
         seed: None,
         attempt: None,

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
@@ -39,8 +40,10 @@ fn assert_row(row: &Row, expected: &[(&str, Field)]) {
 }
 
 fn lines(dir: &Path, file: &str, lines: &[serde_json::Value]) {
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    fs::write(dir.join(file), text).unwrap();
+    let mut out = File::create(dir.join(file)).unwrap();
+    for line in lines {
+        writeln!(out, "{line}").unwrap();
+    }
 }
 
 /// A request of `program` that was held for a second and served for two.
@@ -76,8 +79,8 @@ fn reward(task: &str, attempt: u32, failure: Option<&str>, last_word: bool) -> s
     })
 }
 
-#[test]
-fn a_unit_of_tau2_is_one_row_its_last_attempt_with_what_that_cost() {
+/// Three units: one played at the second attempt, one failed, one stopped.
+fn tau2_run() -> Vec<Row> {
     let dir = tempfile::tempdir().unwrap();
     let rewards = [
         reward("0", 1, Some("llm"), false),
@@ -100,7 +103,12 @@ fn a_unit_of_tau2_is_one_row_its_last_attempt_with_what_that_cost() {
         failed,
     ];
     steps(dir.path(), "steps.jsonl", &requests);
-    let rows = table(dir.path());
+    table(dir.path())
+}
+
+#[test]
+fn a_unit_of_tau2_is_one_row_its_last_attempt_with_what_that_cost() {
+    let rows = tau2_run();
     assert_eq!(rows.len(), 3);
     assert_row(
         &rows[0],

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 /// The file that is locked; its content is the id of the process that holds it.
-const FILE: &str = "experiment.lock";
+pub const FILE: &str = "experiment.lock";
 
 /// The right to play in a directory. The kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 pub use keeper::{Keeper, is_due};
-pub use lock::Lock;
+pub use lock::{FILE as LOCK, Lock};
 
 use super::process::Process;
 

@@ -54,15 +54,13 @@ pub struct StatusArgs {
 /// When it cannot be printed.
 pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let dirs = if args.dirs.is_empty() {
-        match newest(Path::new(RUNS))? {
-            Some(dir) => vec![dir],
-            None => {
-                stdout::say(&format!(
-                    "there is no experiment in {RUNS}/: name a directory\n"
-                ))?;
-                return Ok(ExitCode::from(NOT_ONE));
-            }
-        }
+        let Some(dir) = newest(Path::new(RUNS))? else {
+            stdout::say(&format!(
+                "there is no experiment in {RUNS}/: name a directory\n"
+            ))?;
+            return Ok(ExitCode::from(NOT_ONE));
+        };
+        vec![dir]
     } else {
         args.dirs.clone()
     };
@@ -135,3 +133,6 @@ fn newest(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
     let newest = experiments.max_by(|a, b| a.0.total_cmp(&b.0));
     Ok(newest.map(|(_, dir)| dir))
 }
+
+#[cfg(test)]
+mod tests;

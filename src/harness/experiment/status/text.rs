@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 use super::view::{Kv, Verdict, View};
 use crate::harness::experiment::process::Life;
 use crate::harness::experiment::state::{Cell, CellStatus};
@@ -35,7 +33,8 @@ pub fn to_text(view: &View) -> String {
         view.kv.iter().for_each(|kv| text.push_str(&memory(kv)));
     }
     for alarm in &view.alarms {
-        let _ = writeln!(text, "  watchdog: {}", words(alarm, view.now_s));
+        let age = span(view.now_s - alarm.at_s);
+        let _ = writeln!(text, "  watchdog, {age} ago: {alarm}");
     }
     let _ = writeln!(text, "  log {}\n", view.log.display());
     text.push_str(&table(view));
@@ -119,7 +118,7 @@ fn tasks(cell: &Cell) -> String {
 }
 
 fn memory(kv: &Kv) -> String {
-    let usage = kv.kv_usage.map_or_else(
+    let usage = kv.usage.map_or_else(
         || "unknown".to_owned(),
         |share| format!("{:.1} %", share * 100.0),
     );
@@ -130,19 +129,6 @@ fn memory(kv: &Kv) -> String {
         "  KV {usage}, {running} running, {waiting} waiting, {} held ({})\n",
         kv.held, kv.backend
     )
-}
-
-/// An alarm: who, what, when.
-fn words(alarm: &Value, now_s: f64) -> String {
-    let text = |key: &str| alarm.get(key).and_then(Value::as_str);
-    let mut words: Vec<String> = ["level", "cause", "program"]
-        .iter()
-        .filter_map(|key| text(key).map(|word| word.replace('_', " ")))
-        .collect();
-    if let Some(at_s) = alarm.get("at_s").and_then(Value::as_f64) {
-        words.push(format!("{} ago", span(now_s - at_s)));
-    }
-    words.join(", ")
 }
 
 fn table(view: &View) -> String {

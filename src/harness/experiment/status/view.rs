@@ -5,14 +5,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::harness::experiment::process::Life;
 use crate::harness::experiment::state::{Cell, CellStatus, Phase, State};
+use crate::harness::experiment::watch;
+use crate::harness::experiment::watchdog::Alarm;
 use crate::telemetry::recorder::KV_SAMPLES_FILE;
 
-/// The watchdog's alarms, in a cell's directory.
-const WATCH: &str = "watch.jsonl";
 /// Alarms that are shown: the last ones.
 const ALARMS: usize = 5;
 /// Bytes of a file's end that are read for its last lines.
@@ -42,7 +41,7 @@ pub struct View {
     /// The engines' memory at the last sample, one per backend.
     pub kv: Vec<Kv>,
     /// The watchdog's last alarms, the newest last.
-    pub alarms: Vec<Value>,
+    pub alarms: Vec<Alarm>,
     /// Where everything it said stands.
     pub log: PathBuf,
 }
@@ -104,7 +103,8 @@ pub struct Kv {
     /// When, in Unix seconds of the run's clock.
     pub ts: f64,
     /// The share of its KV blocks that is in use.
-    pub kv_usage: Option<f64>,
+    #[serde(rename = "kv_usage")]
+    pub usage: Option<f64>,
     /// Requests that it runs.
     pub running: Option<u32>,
     /// Requests that wait in it.
@@ -192,9 +192,9 @@ fn kv(cell: &Path) -> Vec<Kv> {
     latest
 }
 
-fn alarms(cell: &Path) -> Vec<Value> {
-    let lines = last_lines(&cell.join(WATCH));
-    let mut alarms: Vec<Value> = lines
+fn alarms(cell: &Path) -> Vec<Alarm> {
+    let lines = last_lines(&cell.join(watch::FILE));
+    let mut alarms: Vec<Alarm> = lines
         .iter()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();

@@ -103,7 +103,7 @@ impl Signs {
             };
             let prefix = format!("tau2:{domain}:{task}:");
             let mut began_s = None;
-            for (program, at_s) in driven.extract_if(.., |name, _| name.starts_with(&prefix)) {
+            while let Some((program, at_s)) = take_first(driven, &prefix) {
                 began_s = Some(began_s.map_or(at_s, |began_s: f64| began_s.min(at_s)));
                 told.push((now_s, Sign::Ended { program }));
             }
@@ -116,6 +116,13 @@ impl Signs {
     }
 }
 
+/// Takes out the first entry whose name begins so.
+fn take_first(named: &mut BTreeMap<String, f64>, prefix: &str) -> Option<(String, f64)> {
+    let (name, _) = named.range(prefix.to_owned()..).next()?;
+    let name = Some(name).filter(|name| name.starts_with(prefix))?.clone();
+    named.remove_entry(&name)
+}
+
 /// What `of` makes of a line of JSON.
 fn parsed<T: for<'de> Deserialize<'de>>(line: &str, of: impl FnOnce(T) -> Vec<Told>) -> Vec<Told> {
     serde_json::from_str(line).map(of).unwrap_or_default()
@@ -123,7 +130,7 @@ fn parsed<T: for<'de> Deserialize<'de>>(line: &str, of: impl FnOnce(T) -> Vec<To
 
 fn of_program(record: ProgramRecord) -> Vec<Told> {
     let at_s = record.finished_s;
-    let took_s = (record.ending == Ending::Done).then(|| at_s - record.started_s);
+    let took_s = (record.ending == Ending::Done).then_some(at_s - record.started_s);
     let program = record.program;
     vec![
         (at_s, Sign::Ended { program }),
@@ -139,8 +146,7 @@ pub(super) fn of_tau2(event: &Event) -> Vec<Told> {
     let program = attempt.job_id.clone();
     let signs = match &event.what {
         What::Started => vec![Sign::Began { program }],
-        What::Moment(Moment::Llm { error: Some(_), .. }) => Vec::new(),
-        What::Moment(_) => vec![Sign::Step {
+        What::Moment(moment) if !is_failure(moment) => vec![Sign::Step {
             program: Some(program),
         }],
         What::Finished(finish) => {
@@ -151,13 +157,19 @@ pub(super) fn of_tau2(event: &Event) -> Vec<Told> {
                 .chain(task)
                 .collect()
         }
-        What::WorkerReady { .. }
+        What::Moment(_)
+        | What::WorkerReady { .. }
         | What::Began { .. }
         | What::WorkerDied { .. }
         | What::Cpu { .. }
         | What::ReleaseFailed { .. } => Vec::new(),
     };
     signs.into_iter().map(|sign| (event.at_s, sign)).collect()
+}
+
+/// Whether a model did not answer.
+const fn is_failure(moment: &Moment) -> bool {
+    matches!(moment, Moment::Llm { error: Some(_), .. })
 }
 
 #[cfg(test)]
@@ -195,8 +207,8 @@ mod tests {
         let step_of = |outcome, status| of(Source::Steps, &step(Some("a"), status, outcome));
         let served = (2.0, Sign::Step { program: Some(a()) });
         assert_eq!(step_of("tool_calls", 200), [began.clone(), served]);
-        assert_eq!(step_of("failed", 502), [began.clone()]);
-        assert_eq!(step_of("cancelled", 200), [began.clone()]);
+        assert_eq!(step_of("failed", 502), std::slice::from_ref(&began));
+        assert_eq!(step_of("cancelled", 200), std::slice::from_ref(&began));
         let overflow = (2.0, Sign::Overflow { program: a() });
         assert_eq!(step_of("context_overflow", 400), [began, overflow]);
     }
@@ -292,7 +304,7 @@ mod tests {
         };
         let told = |finish: &Finish| of_tau2(&event(What::Finished(finish.clone())));
         let ended = (5.0, Sign::Ended { program: a() });
-        assert_eq!(told(&finish), [ended.clone()]);
+        assert_eq!(told(&finish), std::slice::from_ref(&ended));
         finish.last_word = true;
         assert_eq!(told(&finish)[1], (5.0, Sign::Task { took_s: None }));
         finish.failure = None;

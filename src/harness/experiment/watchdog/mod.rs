@@ -266,7 +266,7 @@ impl Watchdog {
 
     /// What is known of a program, which begins here if nothing is.
     fn program(&mut self, at_s: f64, name: String) -> &mut Program {
-        self.programs.entry(name).or_insert(Program {
+        self.programs.entry(name).or_insert_with(|| Program {
             silence: Silence::from(at_s),
             overflows: 0,
             overflowed: false,

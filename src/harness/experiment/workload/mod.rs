@@ -3,6 +3,7 @@
 //! [`WorkloadOptions`] is checked into a [`Workload`], which plays itself through a gate and says what came of it as
 //! a [`Played`]. Everything else of a cell is the same for all three.
 
+pub mod fork;
 pub mod recorded;
 pub mod tau2;
 
@@ -13,12 +14,19 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::fork::Fork;
 use self::recorded::Recorded;
 use self::tau2::Tau2;
+use super::oss::Python;
+use super::watch::Besides;
+use super::watchdog::Alarm;
 use crate::clock::Clock;
-use crate::harness::rundir::EngineManifest;
+use crate::harness::rundir::{EngineManifest, Manifest};
+use crate::harness::tau2::environment::Environment;
+use crate::harness::tau2::event::{Event, Failure};
 use crate::harness::tau2::settings::Identity;
 use crate::harness::trace::Trace;
 
@@ -147,6 +155,38 @@ pub enum Workload {
     Tau2(Tau2),
     /// Recorded programs.
     Recorded(Recorded),
+    /// The reference fork's driver.
+    Fork(Fork),
+}
+
+/// What plays a workload, where that is not kvgate itself; looked for once, before the first cell.
+#[derive(Clone, Debug)]
+pub enum Bench {
+    /// kvgate.
+    Own,
+    /// An installed tau2-bench.
+    Tau2(Environment),
+    /// The fork's Python.
+    Fork(Python),
+}
+
+impl Bench {
+    /// Versions by program.
+    pub fn versions(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Tau2(environment) => {
+                BTreeMap::from([("tau2".to_owned(), environment.tau2.clone())])
+            }
+            Self::Own | Self::Fork(_) => BTreeMap::new(),
+        }
+    }
+
+    const fn python(&self) -> Option<&Python> {
+        match self {
+            Self::Fork(python) => Some(python),
+            Self::Own | Self::Tau2(_) => None,
+        }
+    }
 }
 
 /// Where and how a workload is played.
@@ -166,14 +206,28 @@ pub struct Stage {
     pub clock: Clock,
     /// The gate's policy, or `direct`.
     pub policy: String,
-    /// Whether the engine is a model of one, and which, where it is our own.
-    pub is_embedded: bool,
-    /// The embedded engine.
+    /// The embedded engine, if it is one.
     pub engine: Option<EngineManifest>,
     /// The cell's name, for a bar.
     pub label: String,
-    /// Draw no bar.
-    pub quiet: bool,
+}
+
+impl Stage {
+    /// What every run's manifest has, with this many programs.
+    fn manifest(&self, programs: usize) -> Manifest {
+        Manifest {
+            kvgate: env!("CARGO_PKG_VERSION").to_owned(),
+            policy: Some(self.policy.clone()),
+            concurrency: self.concurrency,
+            programs,
+            url: self.url.clone(),
+            model: self.model.clone(),
+            time_scale: self.clock.scale(),
+            epoch_unix: self.clock.epoch_unix(),
+            engine: self.engine.clone(),
+            ..Manifest::default()
+        }
+    }
 }
 
 /// What came of it.
@@ -214,6 +268,10 @@ pub enum Told {
     },
     /// Something to show: a worker died, a core is full.
     Warning(String),
+    /// What happened to a simulation; for the watchdog.
+    Simulation(Box<Event>),
+    /// What the watchdog saw.
+    Alarm(Alarm),
 }
 
 /// The hands on a workload that is being played.
@@ -232,7 +290,10 @@ impl WorkloadOptions {
     /// Every problem at once, each naming its flag.
     pub fn check(&self) -> Result<Workload, Vec<String>> {
         match self.workload.unwrap_or_default() {
-            Kind::Tau2 => Tau2::checked(self).map(Workload::Tau2),
+            Kind::Tau2 => match &self.oss_path {
+                Some(checkout) => Fork::checked(self, checkout).map(Workload::Fork),
+                None => Tau2::checked(self).map(Workload::Tau2),
+            },
             Kind::Replay => Recorded::checked(self).map(Workload::Recorded),
         }
     }
@@ -271,6 +332,29 @@ impl WorkloadOptions {
             .collect()
     }
 
+    /// What is set but means nothing to the fork's driver.
+    fn not_for_the_fork(&self) -> Vec<String> {
+        let set = [
+            ("--poisson", self.poisson.is_some()),
+            ("--arrivals", self.arrivals.is_some()),
+            ("--identity", self.identity.is_some()),
+            ("--retries", self.retries.is_some()),
+            ("--redo-errors", self.redo_errors.is_some()),
+            ("--per-worker", self.per_worker.is_some()),
+            ("--tau2-path", self.tau2_path.is_some()),
+            ("--tau2-python", self.tau2_python.is_some()),
+            ("--temperature", self.temperature.is_some()),
+            ("--max-tokens", self.max_tokens.is_some()),
+            ("--request-timeout", self.request_timeout.is_some()),
+        ];
+        let mut problems = self.only_for(Kind::Tau2);
+        let set = set.iter().filter(|(_, is_set)| *is_set);
+        problems.extend(set.map(|(flag, _)| {
+            format!("{flag} is not for --oss-path, whose driver decides that itself; take it out")
+        }));
+        problems
+    }
+
     /// Seconds that a client waits for a reply.
     fn timeout(&self) -> Result<Duration, String> {
         let seconds = self.request_timeout.unwrap_or(1_800.0);
@@ -283,12 +367,167 @@ impl WorkloadOptions {
     }
 }
 
+/// Models that tau2-bench asks for besides those it is told to, with the stand-in that plays them unless [routes] says
+/// who does.
+const JUDGE: (&str, &str) = ("gpt-4.1-2025-04-14", "judge");
+
 impl Workload {
     /// What it is called in tables.
     pub fn name(&self) -> String {
         match self {
             Self::Tau2(tau2) => tau2.name(),
             Self::Recorded(recorded) => recorded.name(),
+            Self::Fork(fork) => fork.name(),
+        }
+    }
+
+    /// Whether a cell that was cut short goes on where it was; otherwise it begins anew.
+    pub const fn goes_on(&self) -> bool {
+        matches!(self, Self::Tau2(_))
+    }
+
+    /// What plays it, installed if it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be installed or found; the message says what helps.
+    pub async fn bench(&self, told: &mpsc::Sender<Told>) -> anyhow::Result<Bench> {
+        Ok(match self {
+            Self::Recorded(_) => Bench::Own,
+            Self::Tau2(tau2) => Bench::Tau2(tau2.environment(told).await?),
+            Self::Fork(fork) => Bench::Fork(fork.python(told).await?),
+        })
+    }
+
+    /// How many tasks there are; 0 where only the driver knows.
+    ///
+    /// # Errors
+    /// When the plan is empty or names an unknown domain.
+    pub fn tasks(&self, bench: &Bench) -> anyhow::Result<usize> {
+        match (self, bench) {
+            (Self::Recorded(recorded), _) => Ok(recorded.programs()),
+            (Self::Tau2(tau2), Bench::Tau2(environment)) => tau2.tasks(environment),
+            (Self::Tau2(_) | Self::Fork(_), _) => Ok(0),
+        }
+    }
+
+    /// How a run of it is made.
+    ///
+    /// # Errors
+    /// When the plan is empty or names an unknown domain.
+    pub fn manifest(&self, stage: &Stage, bench: &Bench) -> anyhow::Result<Manifest> {
+        match (self, bench) {
+            (Self::Recorded(recorded), _) => Ok(recorded.manifest(stage)),
+            (Self::Tau2(tau2), bench) => Ok(tau2.manifest(stage, self.tasks(bench)?)),
+            (Self::Fork(fork), _) => Ok(fork.manifest(stage)),
+        }
+    }
+
+    /// The longest prompt with its reply, in tokens, where that is known before.
+    pub fn longest_context(&self) -> Option<u32> {
+        match self {
+            Self::Recorded(recorded) => Some(recorded.longest_context()),
+            Self::Tau2(_) | Self::Fork(_) => None,
+        }
+    }
+
+    /// What else than the gate's records tells of life.
+    pub const fn besides(&self) -> Besides {
+        match self {
+            Self::Tau2(_) => Besides::Nothing,
+            Self::Recorded(_) => Besides::Programs,
+            Self::Fork(_) => Besides::DriverLog,
+        }
+    }
+
+    /// Folders that may be checkouts, by what they hold.
+    pub fn checkouts(&self) -> BTreeMap<String, PathBuf> {
+        match self {
+            Self::Tau2(tau2) => tau2
+                .checkout()
+                .map(|path| ("tau2".to_owned(), path))
+                .into_iter()
+                .collect(),
+            Self::Recorded(_) => BTreeMap::new(),
+            Self::Fork(fork) => {
+                BTreeMap::from([("run_oss".to_owned(), fork.checkout().to_owned())])
+            }
+        }
+    }
+
+    /// Files whose content matters, by what they are.
+    pub fn files(&self) -> BTreeMap<String, PathBuf> {
+        match self {
+            Self::Recorded(recorded) => recorded
+                .file()
+                .map(|path| ("trace".to_owned(), path))
+                .into_iter()
+                .collect(),
+            Self::Tau2(_) | Self::Fork(_) => BTreeMap::new(),
+        }
+    }
+
+    /// The gate's configuration file for a run in `dir`: what was given, and routes for the models that the workload
+    /// asks for under names that nobody serves.
+    pub fn gate_table(
+        &self,
+        given: &toml::Table,
+        routes: &toml::Table,
+        dir: &Path,
+        model: &str,
+    ) -> toml::Table {
+        let mut all = toml::Table::new();
+        let stand_in = |who: &str| toml::Table::from_iter([("stand_in".to_owned(), who.into())]);
+        match self {
+            Self::Recorded(_) => {}
+            Self::Tau2(_) => {
+                all.insert(JUDGE.0.to_owned(), stand_in(JUDGE.1).into());
+            }
+            Self::Fork(fork) => {
+                let names = fork.names(dir);
+                let scheduled = [("backend", "scheduled"), ("model", model)];
+                let scheduled = scheduled.map(|(key, value)| (key.to_owned(), value.into()));
+                all.insert(names.user, stand_in("user").into());
+                for expert in names.experts {
+                    all.insert(expert, stand_in("expert").into());
+                }
+                all.insert(names.agent, toml::Table::from_iter(scheduled).into());
+            }
+        }
+        all.extend(routes.clone());
+        let mut table = given.clone();
+        if !all.is_empty() {
+            table.insert("routes".to_owned(), all.into());
+        }
+        if self.is_inferred() && !table.contains_key("infer_programs") {
+            table.insert("infer_programs".to_owned(), true.into());
+        }
+        table
+    }
+
+    fn is_inferred(&self) -> bool {
+        matches!(self, Self::Tau2(tau2) if tau2.identity() == Identity::Inferred)
+    }
+
+    /// Plays it; programs that are given up by name fail.
+    ///
+    /// # Errors
+    /// When it cannot be begun or a record cannot be written.
+    pub async fn play(
+        &self,
+        stage: &Stage,
+        bench: &Bench,
+        hands: &Hands,
+        given_up: mpsc::UnboundedReceiver<(String, Failure)>,
+        told: mpsc::Sender<Told>,
+    ) -> anyhow::Result<Played> {
+        match (self, bench) {
+            (Self::Recorded(recorded), _) => recorded.play(stage, hands, given_up, &told).await,
+            (Self::Tau2(tau2), Bench::Tau2(environment)) => {
+                tau2.play(stage, environment.clone(), hands, given_up, &told)
+                    .await
+            }
+            (Self::Fork(fork), bench) => fork.play(stage, bench, hands, &told).await,
+            (Self::Tau2(_), _) => anyhow::bail!("tau2-bench was not looked for"),
         }
     }
 }

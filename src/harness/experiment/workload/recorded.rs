@@ -1,5 +1,6 @@
 //! Recorded programs: prompts, replies' lengths and gaps are the same every time.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use super::{Hands, Kind, Played, Stage, Told, WorkloadOptions, load_trace};
 use crate::harness::replay::player::InFlight;
 use crate::harness::replay::{Onlooker, Replay, Summary};
 use crate::harness::rundir::{Ending, Manifest, ProgramRecord, RunDir};
+use crate::harness::tau2::event::Failure;
 use crate::harness::trace::Trace;
 
 /// Recorded programs, checked.
@@ -51,6 +53,12 @@ impl Recorded {
         format!("replay {}", self.trace.name)
     }
 
+    /// Where it was read from, unless it is built in.
+    pub fn file(&self) -> Option<PathBuf> {
+        let path = PathBuf::from(&self.trace.name);
+        path.is_file().then_some(path)
+    }
+
     /// How many programs there are.
     pub const fn programs(&self) -> usize {
         self.programs
@@ -80,7 +88,7 @@ impl Recorded {
             concurrency: stage.concurrency,
             programs: self.programs,
             // A sped-up engine cannot keep up with a frame for each token.
-            stream: self.stream.unwrap_or(!stage.is_embedded),
+            stream: self.stream.unwrap_or(stage.engine.is_none()),
             tools: true,
             stand_in: self.stand_in,
             dir,
@@ -104,7 +112,7 @@ impl Recorded {
         &self,
         stage: &Stage,
         hands: &Hands,
-        mut given_up: mpsc::UnboundedReceiver<(String, String)>,
+        mut given_up: mpsc::UnboundedReceiver<(String, Failure)>,
         told: &mpsc::Sender<Told>,
     ) -> anyhow::Result<Played> {
         let (ended, mut endings) = mpsc::unbounded_channel();

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::{Hands, Kind, Played, Stage, Told, WorkloadOptions, load_arrivals};
 use crate::harness::rundir::{DIRECT, Ending, Manifest, ProgramRecord, RunDir};
 use crate::harness::tau2::environment::{Environment, cache_dir};
-use crate::harness::tau2::event::{Cause, Event, What};
+use crate::harness::tau2::event::{Cause, Event, Failure, What};
 use crate::harness::tau2::outputs::{Header, Outputs, Progress, Reward, read_rewards};
 use crate::harness::tau2::plan::{self, Arrivals, Rules, Schedule};
 use crate::harness::tau2::pool;
@@ -110,37 +110,43 @@ impl Tau2 {
     /// # Errors
     /// When it cannot be installed or found; the message says what helps.
     pub async fn environment(&self, told: &mpsc::Sender<Told>) -> anyhow::Result<Environment> {
-        let (python, told) = (self.python.clone(), told.clone());
-        let install = move || match python {
-            Some(python) => Environment::at(&python, None),
-            None => Environment::install(&cache_dir()?, &mut |line| {
+        let (python, path, told) = (self.python.clone(), self.path.clone(), told.clone());
+        let install = move || {
+            let mut progress = |line: &str| {
                 // Fails only when nobody listens any more.
                 let _gone = told.blocking_send(Told::Doing(line.to_owned()));
-            }),
+            };
+            match (path, python) {
+                (Some(path), python) => {
+                    Environment::upstream(&path, python.as_deref(), &cache_dir()?, &mut progress)
+                }
+                (None, Some(python)) => Environment::at(&python, None),
+                (None, None) => Environment::install(&cache_dir()?, &mut progress),
+            }
         };
         tokio::task::spawn_blocking(install).await?
     }
 
-    /// How a run of it is made.
+    /// How many tasks there are.
     ///
     /// # Errors
     /// When the plan is empty or names an unknown domain.
-    pub fn manifest(&self, stage: &Stage, environment: &Environment) -> anyhow::Result<Manifest> {
-        let units = self.workload.list(&environment.catalogue)?;
-        Ok(Manifest {
-            kvgate: env!("CARGO_PKG_VERSION").to_owned(),
-            policy: Some(stage.policy.clone()),
-            concurrency: stage.concurrency,
+    pub fn tasks(&self, environment: &Environment) -> anyhow::Result<usize> {
+        Ok(self.workload.list(&environment.catalogue)?.len())
+    }
+
+    /// An upstream checkout, if it is one.
+    pub fn checkout(&self) -> Option<PathBuf> {
+        self.path.clone()
+    }
+
+    /// How a run of it is made, of so many tasks.
+    pub fn manifest(&self, stage: &Stage, tasks: usize) -> Manifest {
+        Manifest {
             trace: self.name(),
-            programs: units.len(),
             seed: u64::from(self.seed(stage)),
-            url: stage.url.clone(),
-            model: stage.model.clone(),
-            time_scale: stage.clock.scale(),
-            epoch_unix: stage.clock.epoch_unix(),
-            engine: stage.engine.clone(),
-            ..Manifest::default()
-        })
+            ..stage.manifest(tasks)
+        }
     }
 
     /// Each repeat has another seed.
@@ -194,7 +200,7 @@ impl Tau2 {
         stage: &Stage,
         environment: Environment,
         hands: &Hands,
-        given_up: mpsc::UnboundedReceiver<(String, String)>,
+        given_up: mpsc::UnboundedReceiver<(String, Failure)>,
         told: &mpsc::Sender<Told>,
     ) -> anyhow::Result<Played> {
         let workload = plan::Workload {
@@ -229,8 +235,9 @@ impl Tau2 {
         ));
         while let Some(event) = events.recv().await {
             outputs.record(&event)?;
+            // Fails only when nobody listens any more.
+            let _gone = told.send(Told::Simulation(Box::new(event.clone()))).await;
             if let Some(news) = news(&event, &outputs) {
-                // Fails only when nobody listens any more.
                 let _gone = told.send(news).await;
             }
         }
@@ -247,7 +254,7 @@ impl Tau2 {
 async fn obey(
     remote: Remote,
     hands: Hands,
-    mut given_up: mpsc::UnboundedReceiver<(String, String)>,
+    mut given_up: mpsc::UnboundedReceiver<(String, Failure)>,
 ) {
     loop {
         tokio::select! {
@@ -257,7 +264,7 @@ async fn obey(
                 return;
             }
             () = hands.drain.cancelled() => break,
-            Some((program, why)) = given_up.recv() => remote.give_up(program, why),
+            Some((program, failure)) = given_up.recv() => remote.give_up(program, failure),
         }
     }
     remote.drain();

@@ -100,3 +100,54 @@ impl Checkout {
         Ok(python_of(&cache.join(&recipe.name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A package that looks like upstream's from outside.
+    fn tiny(dir: &Path) {
+        for file in FILES {
+            let path = dir.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let project = "[project]\nname = \"tau2\"\nversion = \"1.0.1\"\ndependencies = [\"a>=1\", \"b<2,>=1\"]\n";
+        fs::write(dir.join(PROJECT), project).unwrap();
+    }
+
+    #[test]
+    fn a_checkout_says_its_version_and_what_it_needs() {
+        let temp = tempfile::tempdir().unwrap();
+        tiny(temp.path());
+        let checkout = Checkout::open(temp.path()).unwrap();
+        assert_eq!(checkout.version, "tau2 1.0.1");
+        assert_eq!(checkout.packages, "a>=1\nb<2,>=1\n");
+        assert_eq!(checkout.source, temp.path().join("src"));
+    }
+
+    #[test]
+    fn every_missing_file_of_a_snapshot_is_named_at_once() {
+        let temp = tempfile::tempdir().unwrap();
+        tiny(temp.path());
+        for lost in ["airline/db.json", "telecom/tasks.json"] {
+            fs::remove_file(temp.path().join("data/tau2/domains").join(lost)).unwrap();
+        }
+        let error = Checkout::open(temp.path()).unwrap_err().to_string();
+        for words in [
+            "airline/db.json",
+            "telecom/tasks.json",
+            "clone tau2-bench anew",
+        ] {
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(!error.contains("retail"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_no_checkout_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let error = Checkout::open(temp.path()).unwrap_err().to_string();
+        assert!(error.contains("no checkout of tau2-bench"), "{error}");
+    }
+}

@@ -14,7 +14,7 @@ use super::{Config, NAME};
 use crate::policy::slots::Slots;
 use crate::policy::waiting::Waiting;
 use crate::policy::{
-    Arrival, BackendId, Decisions, Event, HoldReason, Policy, PolicySnapshot, ProgramId,
+    Adoption, Arrival, BackendId, Decisions, Event, HoldReason, Policy, PolicySnapshot, ProgramId,
     ProgramView, RejectReason, RequestId, Time, Tokens, Wakeup, settings,
 };
 use table::signed;
@@ -126,7 +126,7 @@ impl Original {
         }
     }
 
-    fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
+    fn arrive(&mut self, since: Time, arrival: Arrival, out: &mut Decisions) {
         let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
         let Some(id) = tracked else {
             let first = self
@@ -149,7 +149,7 @@ impl Original {
             return self.forward(arrival.request, id, true, out);
         }
         if program.paused {
-            return self.hold(now, id, true, arrival, out);
+            return self.hold(since, id, true, arrival, out);
         }
         if program.steps == 1 && program.home.is_none() {
             return match self.place(program.tokens) {
@@ -157,10 +157,24 @@ impl Original {
                     self.settle(id, backend);
                     self.forward(arrival.request, id, true, out);
                 }
-                None => self.hold(now, id, false, arrival, out),
+                None => self.hold(since, id, false, arrival, out),
             };
         }
         self.go_on(arrival.request, id, out);
+    }
+
+    /// A request runs that was admitted elsewhere: its program is placed there.
+    fn adopt(&mut self, adoption: &Adoption) {
+        let arrival = adoption.arrival;
+        let Some(id) = arrival.program.filter(|id| id.0 < self.config.max_programs) else {
+            return;
+        };
+        self.update(id, |entry| {
+            entry.state.steps = entry.state.steps.max(adoption.steps) + 1;
+            entry.state.tokens = arrival.prompt;
+        });
+        self.settle(id, adoption.backend);
+        self.flights.insert(arrival.request.index(), id);
     }
 
     /// Without scheduling: the backend with the fewest programs, for good.
@@ -207,7 +221,7 @@ impl Original {
     /// Keeps a request until its program is resumed; a program that is not paused becomes so.
     fn hold(
         &mut self,
-        now: Time,
+        since: Time,
         id: ProgramId,
         was_paused: bool,
         arrival: Arrival,
@@ -223,7 +237,7 @@ impl Original {
                 entry.state.queued = entry.state.tokens;
             }
         });
-        self.waiting.push(now, (id, was_paused), arrival);
+        self.waiting.push(since, (id, was_paused), arrival);
         self.note(|_| Act::Wait(id));
         let reason = if was_paused {
             HoldReason::Paused
@@ -317,6 +331,8 @@ impl Policy for Original {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
         match *event {
             Event::Arrive(arrival) => self.arrive(now, arrival, out),
+            Event::Rearrive { arrival, since } => self.arrive(since, arrival, out),
+            Event::Adopt(adoption) => self.adopt(&adoption),
             Event::Finish { request, usage, .. } => {
                 self.waiting.remove(request);
                 let program = self.flights.remove(request.index());

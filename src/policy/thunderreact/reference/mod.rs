@@ -14,8 +14,9 @@ use super::{Config, NAME};
 use crate::policy::slots::Slots;
 use crate::policy::waiting::Waiting;
 use crate::policy::{
-    Arrival, BackendId, BackendSample, Decisions, Event, HoldReason, Policy, PolicySnapshot,
-    ProgramId, ProgramView, Ratio, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
+    Adoption, Arrival, BackendId, BackendSample, Decisions, Event, HoldReason, Policy,
+    PolicySnapshot, ProgramId, ProgramView, Ratio, RejectReason, RequestId, Time, Tokens, Usage,
+    Wakeup,
 };
 
 /// What the router knows of a program on one backend.
@@ -142,7 +143,7 @@ impl Reference {
         self.turn = turn;
     }
 
-    fn arrive(&mut self, now: Time, arrival: Arrival, out: &mut Decisions) {
+    fn arrive(&mut self, since: Time, arrival: Arrival, out: &mut Decisions) {
         let Some(placed) = self.place(arrival.name_hash) else {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
@@ -159,12 +160,35 @@ impl Reference {
         }
         let paused = self.entry(backend, id).is_some_and(|e| e.state.paused);
         if paused && !arrival.last_step {
-            return self.hold(now, backend, id, arrival, out);
+            return self.hold(since, backend, id, arrival, out);
         }
         self.start(backend, Some(id), arrival, out);
         if paused {
             self.resume(backend, id, out);
         }
+    }
+
+    /// A request runs that was admitted elsewhere; its program lives where it runs.
+    fn adopt(&mut self, adoption: &Adoption) {
+        let Adoption {
+            arrival,
+            backend,
+            steps,
+        } = *adoption;
+        let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        if let Some(id) = tracked {
+            let state = ProgramState {
+                context: if steps > 0 {
+                    arrival.prompt
+                } else {
+                    Tokens::ZERO
+                },
+                steps,
+                ..self.program_on(backend, id).unwrap_or_default()
+            };
+            self.set_program(backend, id, state);
+        }
+        self.start(backend, tracked, arrival, &mut Decisions::new());
     }
 
     /// The backend for a program without one, if any is up: those without paused programs first, then the least
@@ -204,7 +228,7 @@ impl Reference {
 
     fn hold(
         &mut self,
-        now: Time,
+        since: Time,
         backend: BackendId,
         id: ProgramId,
         arrival: Arrival,
@@ -214,7 +238,7 @@ impl Reference {
             return out.reject(arrival.request, RejectReason::QueueFull);
         }
         let seq = self.entry(backend, id).map_or(0, |entry| entry.seq);
-        self.waiting.push(now, (backend, seq), arrival);
+        self.waiting.push(since, (backend, seq), arrival);
         out.hold(arrival.request, HoldReason::Paused);
     }
 
@@ -317,6 +341,8 @@ impl Policy for Reference {
     fn handle(&mut self, now: Time, event: &Event, out: &mut Decisions) {
         match *event {
             Event::Arrive(arrival) => self.arrive(now, arrival, out),
+            Event::Rearrive { arrival, since } => self.arrive(since, arrival, out),
+            Event::Adopt(adoption) => self.adopt(&adoption),
             Event::FirstToken { request } => self.answer(request),
             Event::Finish { request, usage, .. } => self.finish(request, usage),
             Event::Release { program } => self.release(program),
