@@ -4,7 +4,6 @@
 //! of a line waits for room, and nobody passes it but as said at [`Kvgate::next_cold`].
 
 use std::cmp::Reverse;
-use std::time::Duration;
 
 use super::lru::{Node, Owner};
 use super::returns::NO_GROUP;
@@ -16,8 +15,6 @@ use crate::policy::{
 
 /// How far down the line a request is looked for whose prefix is in use.
 const AFFINE: usize = 16;
-/// A program's turn is at least this long.
-const LEAST_TURN_S: f64 = 2.0;
 
 /// Which line a held request stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,12 +84,8 @@ impl Kvgate {
     }
 
     fn is_turn_over(&self, now: Time, home: BackendId, program: &Program) -> bool {
-        now.since(program.resident_since) >= self.turn(home, program)
-    }
-
-    fn turn(&self, home: BackendId, program: &Program) -> Duration {
-        let turn_s = self.config.turn_reloads * self.reload_s(home, program);
-        settings::duration(turn_s.max(LEAST_TURN_S))
+        let turn = self.caches[home.index()].turn(self.config.turn_loads);
+        now.since(program.resident_since) >= turn
     }
 
     /// Seconds that a program's context takes to compute again.
@@ -198,22 +191,19 @@ impl Kvgate {
     /// Plans anew what is worth keeping, where that may have changed.
     fn plan(&mut self, now: Time) {
         let overdue = self.is_somebody_overdue(now);
-        let reloads = self.config.turn_reloads;
+        let loads = self.config.turn_loads;
         for cache in &mut self.caches {
             if !cache.is_stale(now) {
                 continue;
             }
             let programs = &self.programs;
-            let a = cache.price.prefill_s();
+            let turn = cache.turn(loads);
             let is_over = |node: &Node| {
                 let Owner::Program(id) = node.owner else {
                     return true;
                 };
                 let program = programs.get(id.index()).filter(|_| overdue);
-                program.is_some_and(|program| {
-                    let turn = (reloads * a * f64::from(program.private)).max(LEAST_TURN_S);
-                    now.since(program.resident_since) >= settings::duration(turn)
-                })
+                program.is_some_and(|program| now.since(program.resident_since) >= turn)
             };
             cache.plan(now, &mut self.returns, &self.groups, is_over);
         }

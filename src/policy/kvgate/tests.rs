@@ -312,7 +312,7 @@ fn a_newcomer_waits_no_longer_than_the_bound_although_warm_programs_never_pause(
         assert!(gate.arrive(id, 24_000));
     }
     assert!(!gate.arrive(9, 24_000));
-    let turn_s = 40.0 * 30e-6 * 24_010.0;
+    let turn_s = gate.policy.config.turn_loads * 30e-6 * 100_000.0;
     let stretch_s = gate.policy.config.stretch * 30e-6 * 24_060.0;
     let (mut waited, step_s) = (0.0, 1.0);
     while !gate.runs(9) {
