@@ -553,7 +553,7 @@ fn tight(config: Config) -> Config {
         }),
         Config::Kvgate(config) => Config::Kvgate(ours::Config {
             age_s: 1.0,
-            turn_reloads: 0.0,
+            turn_loads: 0.0,
             affinity_s: 0.5,
             max_held: 3,
             hold_timeout_s: 5.0,

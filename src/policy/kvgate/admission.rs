@@ -4,7 +4,6 @@
 //! of a line waits for room, and nobody passes it but as said at [`Kvgate::next_cold`].
 
 use std::cmp::Reverse;
-use std::time::Duration;
 
 use super::lru::{Node, Owner};
 use super::returns::NO_GROUP;
@@ -16,25 +15,18 @@ use crate::policy::{
 
 /// How far down the line a request is looked for whose prefix is in use.
 const AFFINE: usize = 16;
-/// A program's turn is at least this long.
-const LEAST_TURN_S: f64 = 2.0;
 
 /// Which line a held request stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Line {
     /// Its context is on this backend. Programs that came first go first.
     Warm(BackendId),
-    /// It starts from nothing, on any backend. In order of arrival.
+    /// It starts from nothing, on any backend. In order of [`Kvgate::cold_key`].
     Cold,
 }
 
 /// The queue's order: the line, then the place in it.
 pub(super) type Key = (Line, u64);
-
-/// The key of a request that starts from nothing and arrived at `since`.
-pub(super) const fn cold_key(since: Time) -> Key {
-    (Line::Cold, since.as_nanos())
-}
 
 impl Kvgate {
     /// The line for the next request of a program.
@@ -47,11 +39,29 @@ impl Kvgate {
         home.map_or(Line::Cold, Line::Warm)
     }
 
-    pub(super) fn key(&self, line: Line, id: ProgramId, since: Time) -> Key {
+    pub(super) fn key(&self, line: Line, id: ProgramId, since: Time, arrival: &Arrival) -> Key {
         match line {
             Line::Warm(_) => (line, self.programs.get(id.index()).map_or(0, |p| p.rank)),
-            Line::Cold => cold_key(since),
+            Line::Cold => self.cold_key(since, arrival),
         }
+    }
+
+    /// The place of a request that starts from nothing and came at `since`: that of its program's last step, as if
+    /// it had come with that one's end, but the more it costs to serve the later.
+    ///
+    /// Whoever is served soon goes off to its next gap soon, and gaps pass side by side; so the longest unserved and
+    /// the quickly served go first.
+    pub(super) fn cold_key(&self, since: Time, arrival: &Arrival) -> Key {
+        let served = arrival.program.and_then(|id| self.programs.get(id.index()));
+        let served = served.map_or(since, |program| program.served.min(since));
+        let gap = since.since(served);
+        let most = settings::duration(self.config.age_s / 2.0);
+        let prices = self.caches.iter().map(|cache| cache.price.prefill_s());
+        let least_s = prices.fold(f64::INFINITY, f64::min);
+        let tokens = self.private(arrival, self.group_of(arrival));
+        let stretch = settings::duration(self.config.stretch * least_s * f64::from(tokens));
+        let place = (since + stretch).since(Time::ZERO + gap.min(most));
+        (Line::Cold, (Time::ZERO + place).as_nanos())
     }
 
     pub(super) fn head(&self, line: Line) -> Option<&Held<Key>> {
@@ -66,20 +76,16 @@ impl Kvgate {
         program.running > 0 || (here > 0 && here >= program.private / 2)
     }
 
-    /// Whether a request that starts from nothing has waited for too long.
+    /// Whether a request that starts from nothing has waited for too long, counted from its place in the line.
     fn is_somebody_overdue(&self, now: Time) -> bool {
         let age = settings::duration(self.config.age_s);
         let first = self.head(Line::Cold);
-        first.is_some_and(|held| now.since(held.since) >= age)
+        first.is_some_and(|held| now.since(Time::from_nanos(held.key.1)) >= age)
     }
 
     fn is_turn_over(&self, now: Time, home: BackendId, program: &Program) -> bool {
-        now.since(program.resident_since) >= self.turn(home, program)
-    }
-
-    fn turn(&self, home: BackendId, program: &Program) -> Duration {
-        let turn_s = self.config.turn_reloads * self.reload_s(home, program);
-        settings::duration(turn_s.max(LEAST_TURN_S))
+        let turn = self.caches[home.index()].turn(self.config.turn_loads);
+        now.since(program.resident_since) >= turn
     }
 
     /// Seconds that a program's context takes to compute again.
@@ -113,7 +119,8 @@ impl Kvgate {
                 self.waiting.remove(request);
                 self.start(now, &held.arrival, backend, out);
             } else if self.is_better_elsewhere(now, backend, &held) {
-                self.waiting.rekey(request, cold_key(held.since));
+                let key = self.cold_key(held.since, &held.arrival);
+                self.waiting.rekey(request, key);
             } else {
                 return;
             }
@@ -184,22 +191,19 @@ impl Kvgate {
     /// Plans anew what is worth keeping, where that may have changed.
     fn plan(&mut self, now: Time) {
         let overdue = self.is_somebody_overdue(now);
-        let reloads = self.config.turn_reloads;
+        let loads = self.config.turn_loads;
         for cache in &mut self.caches {
             if !cache.is_stale(now) {
                 continue;
             }
             let programs = &self.programs;
-            let a = cache.price.prefill_s();
+            let turn = cache.turn(loads);
             let is_over = |node: &Node| {
                 let Owner::Program(id) = node.owner else {
                     return true;
                 };
                 let program = programs.get(id.index()).filter(|_| overdue);
-                program.is_some_and(|program| {
-                    let turn = (reloads * a * f64::from(program.private)).max(LEAST_TURN_S);
-                    now.since(program.resident_since) >= settings::duration(turn)
-                })
+                program.is_some_and(|program| now.since(program.resident_since) >= turn)
             };
             cache.plan(now, &mut self.returns, &self.groups, is_over);
         }

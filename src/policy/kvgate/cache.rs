@@ -6,17 +6,21 @@
 //! as long as `a · v · U > phi`. Eviction takes the longest unused first, so only the younger end of the list can
 //! be kept: from the place on that makes the sum of `(a · v · U − phi) · tokens` greatest.
 
+use std::time::Duration;
+
 use super::capacity::Capacity;
 use super::groups::Groups;
 use super::lru::{Node, Owner};
 use super::price::Price;
 use super::returns::Returns;
 use super::shadow::Shadow;
-use crate::policy::{RequestId, Time};
+use crate::policy::{RequestId, Time, settings};
 
 /// Changes are planned for once they are this part of the segments: exact below that many segments, and O(1) per
 /// change above.
 const STALE: usize = 16;
+/// A program's turn is at least this long.
+const LEAST_TURN_S: f64 = 2.0;
 /// Return rate of a program whose request waits at the gate, per second.
 const WANTED_RATE: f64 = 2.0;
 
@@ -107,6 +111,13 @@ impl Cache {
     /// filling it again costs.
     pub(super) fn horizon_s(&self) -> f64 {
         self.worth() / self.price.phi()
+    }
+
+    /// How long a program may come back warm while somebody is overdue: the time of `loads` of the whole cache, so that
+    /// changing over costs no more than one part in that many of the engine's time.
+    pub(super) fn turn(&self, loads: f64) -> Duration {
+        let turn_s = loads * self.price.prefill_s() * float(self.shadow.capacity());
+        settings::duration(turn_s.max(LEAST_TURN_S))
     }
 
     /// Tokens that must stay free for the growth of what runs and what is kept.

@@ -14,8 +14,11 @@ pub struct Config {
     pub correct_capacity: bool,
     /// A request without a warm context that has waited this long goes before programs whose turn is over.
     pub age_s: f64,
-    /// A program's turn: this many times what it takes to load its context.
-    pub turn_reloads: f64,
+    /// A program's turn: this many times what it takes to load the whole cache.
+    pub turn_loads: f64,
+    /// A request without a warm context stands in line as if it had come later, by this many times what it takes to
+    /// load its context.
+    pub stretch: f64,
     /// A request may be passed for this long by others whose shared prefix is in use when its own is not.
     pub affinity_s: f64,
     /// A request held this long is sent regardless.
@@ -39,7 +42,8 @@ impl Config {
             ));
         }
         settings::seconds("age_s", self.age_s, 0.0)?;
-        settings::seconds("turn_reloads", self.turn_reloads, 0.0)?;
+        settings::seconds("turn_loads", self.turn_loads, 0.0)?;
+        settings::seconds("stretch", self.stretch, 0.0)?;
         settings::seconds("affinity_s", self.affinity_s, 0.0)?;
         settings::seconds("hold_timeout_s", self.hold_timeout_s, 0.0)?;
         settings::at_least_one("max_held", self.max_held.into())?;
@@ -53,7 +57,8 @@ impl Default for Config {
             prefill_us_per_token: 30.0,
             correct_capacity: true,
             age_s: 300.0,
-            turn_reloads: 40.0,
+            turn_loads: 10.0,
+            stretch: 15.0,
             affinity_s: 60.0,
             hold_timeout_s: settings::HOLD_TIMEOUT_S,
             max_held: settings::MAX_HELD,

@@ -37,7 +37,7 @@ use super::{
     PolicySnapshot, ProgramId, ProgramView, RejectReason, RequestId, Time, Tokens, Usage, Wakeup,
     settings,
 };
-use admission::{Key, Line, cold_key};
+use admission::{Key, Line};
 use cache::Cache;
 use groups::Groups;
 use lru::Handle;
@@ -62,6 +62,8 @@ struct Program {
     rank: u64,
     /// When it last got its room.
     resident_since: Time,
+    /// When its last step ended; before the first, when it came.
+    served: Time,
     /// The gap it is in: when it began, and its class.
     gap: Option<(Time, u16)>,
     /// How long its last step ran, in seconds.
@@ -119,13 +121,14 @@ impl Kvgate {
             return out.reject(arrival.request, RejectReason::NoBackend);
         };
         let tracked = arrival.program.filter(|id| id.0 < self.config.max_programs);
+        self.strangers.observe(tracked.is_none());
         let Some(id) = tracked else {
             self.untracked += u64::from(arrival.program.is_some());
             arrival.program = None;
             return self.start(now, &arrival, least, out);
         };
         let line = self.meet((now, since), id, &arrival);
-        let key = self.key(line, id, since);
+        let key = self.key(line, id, since, &arrival);
         self.waiting.push(since, key, arrival);
         match line {
             Line::Warm(home) => self.fill_warm(now, home, out),
@@ -190,6 +193,7 @@ impl Kvgate {
             segment: None,
             rank: self.next_rank,
             resident_since: now,
+            served: now,
             gap: None,
             run_s: 0.0,
             group,
@@ -307,8 +311,8 @@ impl Kvgate {
     fn lose(&mut self, now: Time, backend: BackendId, out: &mut Decisions) {
         self.caches[backend.index()].shadow.clear();
         while let Some(held) = self.head(Line::Warm(backend)).copied() {
-            self.waiting
-                .rekey(held.arrival.request, cold_key(held.since));
+            let key = self.cold_key(held.since, &held.arrival);
+            self.waiting.rekey(held.arrival.request, key);
         }
         self.fill(now, out);
     }

@@ -60,7 +60,6 @@ impl Kvgate {
         let (request, program) = (arrival.request, arrival.program);
         self.roster.start(request, Flight { backend, program });
         out.admit(request, backend);
-        self.strangers.observe(program.is_none());
         let group = match program {
             Some(_) => self.group_of(arrival),
             None => self.enter_group(arrival),
@@ -224,6 +223,7 @@ impl Kvgate {
             return false;
         };
         program.running = program.running.saturating_sub(1);
+        program.served = now;
         program.run_s = now.since(run.admitted).as_secs_f32();
         if let Some(usage) = usage {
             program.prompt = narrow(usage.prompt);

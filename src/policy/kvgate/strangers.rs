@@ -3,8 +3,10 @@
 //! Such requests cannot be held. Where many do, holding the others back saves no room: those take it, and whoever has
 //! an identity waits behind whoever has none. Then nobody is held.
 
-/// Weight of one more request.
-const WEIGHT: f64 = 1.0 / 128.0;
+/// Requests of which the share is taken, the older ones fading; all of them while there have been fewer.
+const MOST: f64 = 128.0;
+/// Requests before the share tells anything.
+const LEAST: f64 = 16.0;
 /// Share above which nobody is held, and the one below which the gate is in force again.
 const SHARES: (f64, f64) = (0.15, 0.05);
 
@@ -12,6 +14,8 @@ const SHARES: (f64, f64) = (0.15, 0.05);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strangers {
     share: f64,
+    /// Requests seen, up to [`MOST`].
+    seen: f64,
     rule: bool,
 }
 
@@ -19,15 +23,17 @@ impl Strangers {
     pub(super) const fn new() -> Self {
         Self {
             share: 0.0,
+            seen: 0.0,
             rule: false,
         }
     }
 
-    /// A request was admitted.
+    /// A request came. Those that are held count too, or the others would seem more than they are.
     pub(super) fn observe(&mut self, is_stranger: bool) {
-        self.share += WEIGHT * (f64::from(u8::from(is_stranger)) - self.share);
+        self.seen = (self.seen + 1.0).min(MOST);
+        self.share += (f64::from(u8::from(is_stranger)) - self.share) / self.seen;
         let bound = if self.rule { SHARES.1 } else { SHARES.0 };
-        self.rule = self.share > bound;
+        self.rule = self.seen >= LEAST && self.share > bound;
     }
 
     /// The share, 0–1.
@@ -58,5 +64,17 @@ mod tests {
         assert!(last(2));
         assert!(last(10), "fewer, but not few");
         assert!(!last(50));
+    }
+
+    #[test]
+    fn a_crowd_of_strangers_is_noticed_from_its_first_requests_and_one_of_them_is_no_crowd() {
+        let rules_after = |requests: u32, every: u32| {
+            let mut strangers = Strangers::new();
+            (0..requests).for_each(|n| strangers.observe(n % every == 0));
+            strangers.rule()
+        };
+        assert!(rules_after(16, 2));
+        assert!(!rules_after(15, 2), "too few to tell");
+        assert!(!rules_after(16, 16));
     }
 }
