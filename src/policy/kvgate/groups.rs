@@ -12,6 +12,8 @@ const GROUPS: u16 = 4_096;
 const WEIGHT: f64 = 0.05;
 /// Weight of one more return.
 const RETURN_WEIGHT: f64 = 0.03;
+/// Reports of a prefix's length after which older ones are forgotten, one to two times over.
+const REPORTS: u8 = 8;
 /// Turns that are reserved for at most.
 const TURNS: f64 = 6.0;
 
@@ -25,8 +27,12 @@ pub(super) struct Group {
     is_listed: bool,
     /// Length of the shared prefix.
     pub(super) prefix: u32,
-    /// Whether a backend's report has told that length.
-    measured: bool,
+    /// Whether a backend has computed it: what is sent before that finds less of it.
+    pub(super) is_computed: bool,
+    /// The least of the present reports of that length, and how many there are.
+    reports: (u32, u8),
+    /// The least of the [`REPORTS`] before.
+    before: u32,
     /// Tokens that a step generates.
     output: f64,
     /// Tokens by which the prompt grows from step to step.
@@ -44,7 +50,9 @@ impl Group {
             users: 0,
             is_listed: false,
             prefix,
-            measured: false,
+            is_computed: false,
+            reports: (u32::MAX, 0),
+            before: u32::MAX,
             output: 150.0,
             growth: 300.0,
             cycle_s: 2.0,
@@ -66,14 +74,21 @@ impl Group {
     }
 
     /// A backend on which the prefix was in use reported `cached` tokens for a program's first step. Other programs
-    /// may share more of it than the prefix, so the least of the reports counts. Returns whether it is news.
-    pub(super) const fn observe_prefix(&mut self, cached: u32) -> bool {
-        let is_news = cached > 0 && (!self.measured || cached < self.prefix);
-        if is_news {
-            self.prefix = cached;
-            self.measured = true;
+    /// may share more of it than the prefix, so the least of the reports counts; but not for ever, for one that met
+    /// a prefix which was only being computed tells too little. Returns whether it is news.
+    pub(super) fn observe_prefix(&mut self, cached: u32) -> bool {
+        if cached == 0 {
+            return false;
         }
-        is_news
+        let (least, count) = self.reports;
+        self.reports = (least.min(cached), count + 1);
+        let before = self.prefix;
+        self.prefix = self.reports.0.min(self.before);
+        if self.reports.1 == REPORTS {
+            self.before = self.reports.0;
+            self.reports = (u32::MAX, 0);
+        }
+        self.prefix != before
     }
 
     pub(super) fn observe_cycle(&mut self, secs: f64) {
@@ -196,6 +211,19 @@ mod tests {
         assert_eq!(enter(&mut groups, 99_999), (7, true));
         assert_eq!(enter(&mut groups, 99_999), (7, false));
         assert_eq!(enter(&mut groups, 7).0, NO_GROUP);
+    }
+
+    #[test]
+    fn a_report_of_a_prefix_that_was_only_half_computed_is_forgotten() {
+        let mut group = Group::new(0, 4_699);
+        assert!(group.observe_prefix(2_000), "the least counts");
+        assert_eq!(group.prefix, 2_000);
+        for _ in 0..2 * REPORTS {
+            group.observe_prefix(4_704);
+        }
+        assert_eq!(group.prefix, 4_704);
+        assert!(!group.observe_prefix(6_000), "one program may share more");
+        assert_eq!(group.prefix, 4_704);
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Kvgate {
         let left = self.occupy(now, arrival, private, backend);
         let known = self.groups.get(group);
         let cache = &mut self.caches[backend.index()];
-        let meets_prefix = cache.shadow.is_used(group) && program.is_some() && left.is_none();
+        let is_first = program.is_some() && left.is_none();
+        let meets_prefix = is_first && known.is_computed && cache.shadow.is_used(group);
         let prefix_here = match group {
             NO_GROUP => [u32::MAX; CANDIDATES.len()],
             _ => cache.shadow.use_prefix(group, known.prefix),
@@ -146,6 +147,7 @@ impl Kvgate {
         };
         if run.first_token.is_none() {
             run.first_token = Some(now);
+            self.groups.get_mut(run.group).is_computed = true;
             run.prefilled_alone = self.caches[flight.backend.index()].prefilled(request);
         }
     }
