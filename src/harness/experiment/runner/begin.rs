@@ -12,15 +12,15 @@ use super::checked::Checked;
 use crate::harness::experiment::console::Console;
 use crate::harness::experiment::detach::{self, Launch};
 use crate::harness::experiment::spec::{self, Options};
-use crate::harness::experiment::state::Lock;
+use crate::harness::experiment::state::{self, Lock};
 use crate::harness::experiment::{Manner, ResumeArgs, RunArgs, asking, preflight};
 use crate::harness::stdout;
 
 /// Exit status for flags that cannot be used, as clap uses it.
 const USAGE: u8 = 2;
 
-/// Files that show that a folder holds a run already.
-const RUN_FILES: [&str; 3] = ["manifest.json", "steps.jsonl", "driver.log"];
+/// All that a failed preflight leaves in a folder.
+const UNTOUCHED: [&str; 4] = [spec::FILE, state::FILE, state::LOG, state::LOCK];
 
 /// `kvgate experiment run` and `matrix`.
 ///
@@ -107,22 +107,69 @@ fn make(out: Option<&Path>, options: &Options) -> anyhow::Result<PathBuf> {
         },
         Path::to_owned,
     );
-    if dir.join(spec::FILE).exists() {
-        bail!(
-            "{} holds an experiment already: `kvgate experiment resume {}` goes on with it, another --out begins a new one",
-            dir.display(),
-            dir.display()
-        );
-    }
-    if RUN_FILES.iter().any(|file| dir.join(file).exists()) {
-        bail!(
-            "{} holds another run already: name another --out",
-            dir.display()
-        );
-    }
+    refuse_used(&dir)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let file = dir.join(spec::FILE);
     std::fs::write(&file, options.to_toml()?)
         .with_context(|| format!("cannot write {}", file.display()))?;
     Ok(dir)
+}
+
+/// A folder that holds anything is not ours to play in: an attempt's leavings are moved about in it. One that only a
+/// failed preflight has touched is as good as new.
+fn refuse_used(dir: &Path) -> anyhow::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("cannot read {}", dir.display()))?,
+    };
+    let names: Vec<_> = entries
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("cannot read {}", dir.display()))?;
+    let is_untouched = |name: &std::ffi::OsString| UNTOUCHED.iter().any(|ours| name == ours);
+    if names.iter().all(is_untouched) {
+        // Held by whoever is in its preflight right now.
+        return match names.is_empty() {
+            true => Ok(()),
+            false => Lock::take(dir).map(drop),
+        };
+    }
+    let at = dir.display();
+    if dir.join(spec::FILE).exists() {
+        bail!(
+            "{at} holds an experiment already: `kvgate experiment resume {at}` goes on with it, another --out begins a \
+             new one"
+        );
+    }
+    bail!("{at} is not empty: name a new folder with --out")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(dir: &Path) -> String {
+        match make(Some(dir), &Options::default()) {
+            Ok(_) => "made".to_owned(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn a_folder_with_anything_in_it_is_refused_and_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("notes.txt"), "mine").unwrap();
+        assert!(made(temp.path()).contains("is not empty"));
+        assert!(!temp.path().join(spec::FILE).exists());
+    }
+
+    #[test]
+    fn what_a_failed_preflight_left_may_be_begun_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("x");
+        assert_eq!(made(&dir), "made");
+        assert_eq!(made(&dir), "made");
+        std::fs::write(dir.join("steps.jsonl"), "").unwrap();
+        assert!(made(&dir).contains("resume"), "it has been played");
+    }
 }

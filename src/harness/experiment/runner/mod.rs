@@ -73,9 +73,19 @@ impl Runner {
     ) -> anyhow::Result<Self> {
         let is_matrix = options.matrix == Some(true);
         let cells = matrix::cells(&options, &dir, is_matrix);
+        // A damaged state is written anew; the cells' own directories say what is done.
+        let before = State::read(&dir).ok().flatten().map(|state| state.cells);
+        let before = before.unwrap_or_default();
         let known = |cell: &Planned| {
             let place = cell.dir.strip_prefix(&dir).unwrap_or(&cell.dir);
-            state::Cell::planned(cell.place.to_string(), place.display().to_string(), 0)
+            let name = cell.place.to_string();
+            let known = before.iter().find(|known| known.name == name).cloned();
+            let mut known =
+                known.unwrap_or_else(|| state::Cell::planned(name, place.display().to_string(), 0));
+            if known.status == CellStatus::Running {
+                known.status = CellStatus::Interrupted;
+            }
+            known
         };
         let state = State::begin(now_s(), cells.iter().map(known).collect())?;
         Ok(Self {
@@ -129,6 +139,11 @@ impl Runner {
         let Some(checked) = self.checked.take() else {
             bail!("played twice");
         };
+        if self.cells.iter().all(cell::is_done) {
+            self.console.say("every cell is done");
+            self.compare()?;
+            return Ok(Vec::new());
+        }
         self.ask(&checked).await?;
         self.update(|state| state.phase = Phase::Starting);
         let (told, mut inbox) = mpsc::channel(TOLD);
@@ -257,9 +272,15 @@ impl Runner {
             ));
         }
         let name = cell.place.to_string();
+        let goes_on = setting.workload.goes_on();
         self.mark(&name, |cell| {
+            if !goes_on {
+                (cell.ok, cell.failed) = (0, 0);
+            }
+            cell.over_before = cell.over();
             cell.status = CellStatus::Running;
-            cell.started_s = Some(now_s());
+            (cell.cause, cell.figures) = (None, None);
+            (cell.started_s, cell.ended_s) = (Some(now_s()), None);
         });
         let bar = self.bar(&name);
         let mut playing = Box::pin(cell::play(cell, setting));
