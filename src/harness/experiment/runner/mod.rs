@@ -140,7 +140,9 @@ impl Runner {
             bail!("played twice");
         };
         if self.cells.iter().all(cell::is_done) {
-            self.console.say("every cell is done");
+            for cell in self.cells.clone() {
+                self.pass_over(&cell);
+            }
             self.compare()?;
             return Ok(Vec::new());
         }
@@ -209,8 +211,7 @@ impl Runner {
         for (index, cell) in cells.iter().enumerate() {
             let name = cell.place.to_string();
             if cell::is_done(cell) {
-                self.console.say(&format!("{name}: done before"));
-                self.mark(&name, |cell| cell.status = CellStatus::Done);
+                self.pass_over(cell);
                 continue;
             }
             if self.hands.drain.is_cancelled() || failures == FAILURES {
@@ -245,6 +246,12 @@ impl Runner {
             ));
         }
         Ok(left)
+    }
+
+    fn pass_over(&mut self, cell: &Planned) {
+        let name = cell.place.to_string();
+        self.console.say(&format!("{name}: done before"));
+        self.mark(&name, |cell| cell.status = CellStatus::Done);
     }
 
     fn mark(&mut self, name: &str, change: impl FnOnce(&mut state::Cell)) {
