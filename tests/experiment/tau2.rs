@@ -45,6 +45,7 @@ fn assert_played(dir: &Path) {
     for file in [
         "results.parquet",
         "driver.log",
+        "model_config_5090_baseline.json",
         "outputs/metrics_global.json",
     ] {
         assert!(dir.join(file).exists(), "{file}\n{}", log(dir));

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::engine::{Engine, Plan};
 use super::manifest::{Finish, Inputs, Outcome, Record};
 use super::matrix::Planned;
+use super::oss::model_config::{Endpoint, ModelConfig};
 use super::spec::Options;
 use super::watch::Watch;
 use super::watchdog::{self, Alarm, Level, Rules};
@@ -127,6 +128,7 @@ async fn with_engine(
         label: cell.place.to_string(),
     };
     let mut record = begin_record(setting, &stage, engine).await?;
+    write_model_config(&setting.workload, &stage)?;
     let played = play_stage(setting, &stage, engine, gate.as_mut()).await;
     // Stopped before the figures are judged: the gate writes its last records as it ends.
     let stopped = match gate {
@@ -214,6 +216,17 @@ async fn begin_record(setting: &Setting, stage: &Stage, engine: &Engine) -> anyh
     let record = Record::begin(inputs, now_s()).await;
     record.write(&RunDir::at(&stage.dir))?;
     Ok(record)
+}
+
+/// Writes where the models are as the reference's driver is told it, so that a run of ours has that file too.
+fn write_model_config(workload: &Workload, stage: &Stage) -> anyhow::Result<()> {
+    if !matches!(workload, Workload::Tau2(_)) {
+        return Ok(());
+    }
+    let path = stage.dir.join(ModelConfig::file_name(&stage.policy));
+    let server = Endpoint::of_url(&stage.url)?;
+    let text = ModelConfig::behind(&server, &stage.model, &path.display().to_string()).text();
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What the manifest says of the end.

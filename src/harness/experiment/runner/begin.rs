@@ -129,9 +129,10 @@ fn refuse_used(dir: &Path) -> anyhow::Result<()> {
     let is_untouched = |name: &std::ffi::OsString| UNTOUCHED.iter().any(|ours| name == ours);
     if names.iter().all(is_untouched) {
         // Held by whoever is in its preflight right now.
-        return match names.is_empty() {
-            true => Ok(()),
-            false => Lock::take(dir).map(drop),
+        return if names.is_empty() {
+            Ok(())
+        } else {
+            Lock::take(dir).map(drop)
         };
     }
     let at = dir.display();
