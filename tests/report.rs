@@ -535,6 +535,47 @@ fn without_the_gates_steps_a_gates_run_is_refused_and_one_without_a_gate_is_not(
     let (code, said) = direct.report(&[]);
     assert_eq!(code, Some(0), "{said}");
     assert!(!said.contains("steps.jsonl"), "{said}");
+    // As a driver leaves it that records no requests.
+    direct.remove("client_steps.jsonl");
+    direct.remove("summary.json");
+    direct.refused("incomplete: steps.jsonl is missing: there are no steps to count");
+    direct.edit("manifest.json", |manifest| {
+        manifest.replacen('{', "{\"ended\":{\"outcome\":\"done\"},", 1)
+    });
+    direct.noted("note: steps.jsonl is missing: steps are unknown without a gate");
+    let (_, said) = direct.report(&[]);
+    assert!(
+        said.contains("| direct |       1.50 |        - |"),
+        "{said}"
+    );
+}
+
+#[test]
+fn neither_users_nor_inferred_programs_beside_recorded_tasks_never_ended() {
+    let run = Broken::replay("continuum");
+    run.edit("steps.jsonl", |steps| {
+        [
+            &step("p0:user", 0, 1.0),
+            steps,
+            &step("inferred:1a", 0, 2.0),
+        ]
+        .concat()
+    });
+    let (code, said) = run.report(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("Programs that never ended"), "{said}");
+    assert!(said.contains("| user_sim |"), "{said}");
+    run.edit("programs.jsonl", |programs| {
+        programs.split_inclusive('\n').skip(1).collect()
+    });
+    let (_, said) = run.report(&["--allow-incomplete"]);
+    let (_, open) = said
+        .split_once("Programs that never ended")
+        .expect("a table");
+    assert!(
+        open.contains("| p0 ") && !open.contains("inferred"),
+        "{said}"
+    );
 }
 
 #[test]

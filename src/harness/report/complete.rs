@@ -8,11 +8,12 @@
 
 use serde::Serialize;
 
-use super::zone;
+use super::{detail, zone};
 use crate::harness::run::{DriverSummary, Ended, FileIntake, Run};
 use crate::harness::rundir::Ending;
 use crate::harness::window::{NoWindow, Window};
 use crate::telemetry::kv_csv;
+use crate::telemetry::recorder::STEPS_FILE;
 
 /// Samples may begin this long after the first event, and end before the last, in seconds.
 const UNSAMPLED_S: f64 = 60.0;
@@ -117,7 +118,7 @@ fn missing(run: &Run, found: &mut Vec<Finding>) {
 
 fn ending(run: &Run, found: &mut Vec<Finding>) {
     if let Ended::Killed(summary) = run.intake.ended {
-        let open = match run.open().count() {
+        let open = match detail::unended(run).count() {
             0 => String::new(),
             count => format!(", and {count} programs are without an end"),
         };
@@ -204,7 +205,9 @@ fn lost_steps(run: &Run, found: &mut Vec<Finding>) {
         found.push(Finding::new(Severity::Incomplete, text));
     }
     let done = run.done().count();
-    if run.steps.is_empty() && done > 0 {
+    let mut missing = run.intake.missing.iter();
+    let unrecorded = missing.any(|missing| missing.file == STEPS_FILE && !missing.fatal);
+    if run.steps.is_empty() && done > 0 && !unrecorded {
         let text = format!("{done} programs finished, and no step was recorded");
         found.push(Finding::new(Severity::Incomplete, text));
     }

@@ -21,6 +21,9 @@ const OPEN: usize = 50;
 /// Programs without an end and silence for this long make a run stuck, in seconds.
 const STUCK_S: f64 = 60.0;
 
+/// How the gate begins the names of programs that it inferred.
+const INFERRED: &str = "inferred:";
+
 /// The details of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Detail {
@@ -130,7 +133,7 @@ impl Detail {
     /// The details of `run`, whose figures are `measures`.
     pub fn of(run: &Run, measures: &Measures) -> Self {
         let window = measures.window.window();
-        let mut open: Vec<&Program> = run.open().collect();
+        let mut open: Vec<&Program> = unended(run).collect();
         open.sort_by(|a, b| a.last_s.total_cmp(&b.last_s));
         let end_s = observed_until(run);
         Self {
@@ -153,6 +156,14 @@ impl Detail {
             driver: run.intake.driver,
         }
     }
+}
+
+/// Programs that began and never ended. Where tasks were recorded, a program that the gate inferred is none of them, and
+/// nothing would have told of its end.
+pub fn unended(run: &Run) -> impl Iterator<Item = &Program> {
+    let recorded = run.programs.iter().any(|program| program.ending.is_some());
+    run.open()
+        .filter(move |program| !recorded || !program.name.starts_with(INFERRED))
 }
 
 fn split(window: Window, ends: impl Iterator<Item = f64>) -> Split {
@@ -247,7 +258,7 @@ fn stuck(run: &Run) -> Option<Stuck> {
     let (_, since_s) = run.span()?;
     let silent_s = observed_until(run) - since_s;
     // Without an end on record nobody knows of programs that did nothing yet: then the silence must do.
-    let unfinished = run.open().next().is_some() || run.intake.ended.is_killed();
+    let unfinished = unended(run).next().is_some() || run.intake.ended.is_killed();
     if !unfinished || silent_s < STUCK_S {
         return None;
     }

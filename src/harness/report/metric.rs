@@ -293,6 +293,9 @@ fn tasks(measures: &Measures, rates: Result<&Rates, String>) -> Result<f64, Stri
 fn steps_rate(measures: &Measures, rates: Result<&Rates, String>) -> Result<f64, String> {
     match &measures.no_steps {
         Some(why) => Err(why.clone()),
+        None if measures.step_s.is_none() && measures.steps_failed == 0 => {
+            Err("no step was recorded".to_owned())
+        }
         None => rates.map(|rates| rates.steps_per_s),
     }
 }

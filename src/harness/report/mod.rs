@@ -94,7 +94,7 @@ const COMPLETENESS_HELP: &str = "\
 Exit status: 0 when every run is complete; 3 when one is not, with the reasons and no figures (neither in the files \
 asked for; tables are not written), unless --allow-incomplete is given; 1 when a directory cannot be read, is given twice, or something cannot be written; 2 for wrong flags.
 
-Incomplete, and cannot win: a missing steps.jsonl, programs.jsonl or driver.log; a run that was killed or \
+Incomplete, and cannot win: a missing steps.jsonl (unless tau2-bench was played to its end without a gate), programs.jsonl or driver.log; a run that was killed or \
 interrupted; fewer results than tasks; log times in the wrong time zone; records dropped by the gate; more than 1 % \
 of a file's lines unreadable; a profile log shorter than driver.log; a driver.log of something else; no step where \
 programs finished; a manifest or result file cut short.

@@ -15,6 +15,9 @@ pub struct Builder {
     /// Calls past the policy, with the program they name: it is looked for in the end, since its first step may be
     /// recorded after them.
     routed: Vec<(Option<String>, Call)>,
+    /// Requests under the name of a program's user that the policy scheduled: whether there is such a program is known
+    /// in the end.
+    scheduled_users: Vec<StepRecord>,
     /// Whether anything recorded how programs ended.
     recorded: bool,
 }
@@ -41,6 +44,7 @@ impl Builder {
             run,
             programs: HashMap::new(),
             routed: Vec::new(),
+            scheduled_users: Vec::new(),
             recorded: false,
         }
     }
@@ -48,9 +52,19 @@ impl Builder {
     /// Adds a request: a step, or a call that took a route past the policy.
     pub fn step(&mut self, record: &StepRecord) {
         if let Some(kind) = record.role.and_then(call_kind) {
-            self.routed_call(kind, record);
+            let route = record.route.as_deref().unwrap_or_default();
+            self.call_beside(kind, record, &format!("route {route}"));
             return;
         }
+        if user_of(record).is_some() {
+            self.scheduled_users.push(record.clone());
+            return;
+        }
+        self.own_step(record);
+    }
+
+    /// Adds what is surely a step.
+    fn own_step(&mut self, record: &StepRecord) {
         let run = &mut self.run;
         if run.policy.is_empty() {
             run.policy.clone_from(&record.policy);
@@ -93,6 +107,7 @@ impl Builder {
 
     /// The run. Where nothing recorded programs, one whose last request was served counts as done.
     pub fn finish(mut self, programs_expected: bool) -> Run {
+        self.place_scheduled_users();
         self.place_routed_calls();
         self.run.intake.programs_derived = !self.recorded && !programs_expected;
         if self.run.intake.programs_derived {
@@ -104,12 +119,24 @@ impl Builder {
         self.run
     }
 
-    /// A call of an expert, a user or a judge.
-    fn routed_call(&mut self, kind: CallKind, record: &StepRecord) {
+    /// A scheduled request under the name of a program's user is a call of that user, unless a program of that name was
+    /// played itself, or there is none whose user it is.
+    fn place_scheduled_users(&mut self) {
+        for record in std::mem::take(&mut self.scheduled_users) {
+            let knows =
+                |name: Option<&str>| name.is_some_and(|name| self.programs.contains_key(name));
+            if knows(user_of(&record)) && !knows(record.program.as_deref()) {
+                self.call_beside(CallKind::UserSim, &record, "user");
+            } else {
+                self.own_step(&record);
+            }
+        }
+    }
+
+    /// A call of an expert, a user or a judge, whom failures name by `whom`.
+    fn call_beside(&mut self, kind: CallKind, record: &StepRecord, whom: &str) {
         if !is_served(record) {
-            let route = record.route.as_deref().unwrap_or_default();
-            self.run
-                .count_error(&format!("route {route}: {}", cause(record)));
+            self.run.count_error(&format!("{whom}: {}", cause(record)));
             return;
         }
         let call = Call {
@@ -252,6 +279,11 @@ impl Builder {
 /// What the simulated user of a program is called, behind the program's name; to reports and watchdogs the two are one.
 pub const USER_SUFFIX: &str = ":user";
 
+/// The program whose user, by its name, made the request.
+fn user_of(record: &StepRecord) -> Option<&str> {
+    record.program.as_deref()?.strip_suffix(USER_SUFFIX)
+}
+
 /// What sort of call a role makes; `None` for steps.
 const fn call_kind(role: Role) -> Option<CallKind> {
     match role {
@@ -343,5 +375,45 @@ mod tests {
             ]
         );
         assert_eq!(run.errors["route gpt-*: failed (500)"], 1);
+    }
+
+    #[test]
+    fn a_user_that_the_policy_schedules_is_no_program_beside_its_own() {
+        let mut builder = Builder::new(None, StepSource::Gate);
+        builder.step(&record("p:user", 1.0, None));
+        builder.step(&record("p", 2.0, None));
+        builder.step(&record("p:user", 3.5, Some(Role::Agent)));
+        builder.step(&StepRecord {
+            outcome: "failed".to_owned(),
+            status: 500,
+            ..record("p:user", 5.0, None)
+        });
+        // Nobody's user, and a program that was played under such a name.
+        builder.step(&record("q:user", 6.0, None));
+        builder.step(&record("r", 6.0, None));
+        builder.step(&record("r:user", 6.0, None));
+        builder.program(&ProgramRecord {
+            program: "r:user".to_owned(),
+            kind: "k".to_owned(),
+            started_s: 6.0,
+            finished_s: 7.0,
+            steps: 1,
+            errors: 0,
+            ending: Ending::Done,
+            cause: None,
+        });
+
+        let run = builder.finish(true);
+        let programs: Vec<_> = run.programs.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(programs, ["p", "r", "r:user", "q:user"]);
+        assert_eq!(run.steps.len(), 4);
+        let users: Vec<_> = run
+            .calls
+            .iter()
+            .filter(|call| call.kind == CallKind::UserSim)
+            .map(|call| (run.program_name(call.program), call.ended_s))
+            .collect();
+        assert_eq!(users, [("p", 2.0), ("p", 4.5)]);
+        assert_eq!(run.errors["user: failed (500)"], 1);
     }
 }

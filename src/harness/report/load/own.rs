@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{kv, lines};
 use crate::harness::run::build::{Builder, is_served};
 use crate::harness::run::{Ended, Intake, LoadSample, Missing, Names, Run};
-use crate::harness::rundir::{Manifest, ProgramRecord, RunDir, StepSource};
+use crate::harness::rundir::{DIRECT, Manifest, ProgramRecord, RunDir, StepSource};
 use crate::telemetry::recorder::{KV_SAMPLES_FILE, STEPS_FILE};
 use crate::telemetry::{StepRecord, kv_csv};
 
@@ -44,8 +44,12 @@ pub fn read(dir: &Path) -> anyhow::Result<Run> {
     let steps = if by_gate { STEPS_FILE } else { CLIENT_STEPS };
     files.extend(lines::json(dir, steps, |record| builder.step(&record))?);
     let mut missing = missing(dir, replayed, by_gate);
+    // The driver of tau2-bench records no requests, and without a gate nothing else does.
+    let ungated = manifest.as_ref().and_then(|it| it.policy.as_deref()) == Some(DIRECT);
+    let unrecorded = files.is_empty() && ungated && is_played_to_its_end(dir);
     let gated = manifest.as_ref().is_some_and(Manifest::is_gated);
     let without = match (files.is_empty(), gated && !by_gate) {
+        (true, _) if unrecorded => Some("steps are unknown without a gate"),
         (true, _) => Some("there are no steps to count"),
         (_, true) => Some(
             "the gate's holds and policy are unknown, and steps are taken from client_steps.jsonl",
@@ -55,7 +59,7 @@ pub fn read(dir: &Path) -> anyhow::Result<Run> {
     missing.extend(without.map(|without| Missing {
         file: STEPS_FILE,
         without,
-        fatal: true,
+        fatal: !unrecorded,
         tells_of_programs: false,
     }));
     files.extend(lines::json(dir, PROGRAMS, |record: ProgramRecord| {
