@@ -28,7 +28,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     within(what, async {
         while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::task::yield_now().await;
         }
     })
     .await;
