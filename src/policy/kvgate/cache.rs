@@ -151,7 +151,7 @@ impl Cache {
                 Owner::Nobody => 0.0,
                 Owner::Program(_) if node.wanted => WANTED_RATE,
                 Owner::Program(_) if is_over(node) => 0.0,
-                Owner::Program(_) => returns.rate(node.class, node.since, now),
+                Owner::Program(id) => returns.rate(id, node.class, node.since, now),
             };
             let gain = worth * rate - phi;
             sum += gain * f64::from(here);

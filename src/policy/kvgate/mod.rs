@@ -116,6 +116,18 @@ impl Kvgate {
         }
     }
 
+    /// Tells when the program, which goes idle now, returns: from then on that is what it is judged by, not its class of
+    /// gap. What knowing the future would be worth; never set by the gate.
+    pub fn foretell(&mut self, program: ProgramId, returns_at: Time) {
+        self.returns.foretell(program, returns_at);
+    }
+
+    /// Takes every gap for `factor` times as long as was seen, `factor` above 0, but for those foretold. What wrong
+    /// gaps would cost; never set by the gate.
+    pub const fn believe_gaps(&mut self, factor: f64) {
+        self.returns.believe(factor);
+    }
+
     fn arrive(&mut self, now: Time, since: Time, mut arrival: Arrival, out: &mut Decisions) {
         let Some(least) = self.roster.least_in_flight() else {
             return out.reject(arrival.request, RejectReason::NoBackend);

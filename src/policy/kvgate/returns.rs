@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::policy::{GapKind, Time, ToolId};
+use crate::policy::{GapKind, ProgramId, Time, ToolId};
 
 /// Classes told apart; further ones are judged by their kind alone, and further kinds together.
 const CLASSES: usize = 256;
@@ -21,6 +21,8 @@ const AGES: usize = 80;
 /// Returns that a horizon has at least.
 const LEAST_RETURNS: usize = 3;
 const FIRST_AGE_S: f32 = 1.0 / 1024.0;
+/// A return that is foretold is at least this far off.
+const LEAST_LEFT_S: f64 = 1e-3;
 /// A group that has no number of its own.
 pub(super) const NO_GROUP: u16 = u16::MAX;
 /// The class of everything.
@@ -131,6 +133,10 @@ fn slot(age: Duration) -> usize {
 pub(super) struct Returns {
     classes: Vec<Class>,
     index: BTreeMap<(u16, GapKind), u16>,
+    /// When idle programs return, where the future is known: only in a simulation.
+    foretold: BTreeMap<ProgramId, Time>,
+    /// Factor on the gaps that are believed in: other than 1 only in a simulation.
+    believed: f64,
 }
 
 impl Returns {
@@ -138,7 +144,17 @@ impl Returns {
         Self {
             classes: vec![Class::new(ALL)],
             index: BTreeMap::new(),
+            foretold: BTreeMap::new(),
+            believed: 1.0,
         }
+    }
+
+    pub(super) fn foretell(&mut self, id: ProgramId, returns_at: Time) {
+        self.foretold.insert(id, returns_at);
+    }
+
+    pub(super) const fn believe(&mut self, factor: f64) {
+        self.believed = factor;
     }
 
     /// The class of gaps of `kind` among the programs of `group`.
@@ -184,8 +200,15 @@ impl Returns {
         }
     }
 
-    /// Returns per second to be expected of a program of `class` that is idle since `since`.
-    pub(super) fn rate(&mut self, mut class: u16, since: Time, now: Time) -> f64 {
+    /// Returns per second to be expected of program `id`, which is idle since `since` in a gap of `class`.
+    pub(super) fn rate(&mut self, id: ProgramId, class: u16, since: Time, now: Time) -> f64 {
+        if let Some(returns_at) = self.foretold.get(&id) {
+            return 1.0 / returns_at.since(now).as_secs_f64().max(LEAST_LEFT_S);
+        }
+        self.learnt_rate(class, since, now) / self.believed
+    }
+
+    fn learnt_rate(&mut self, mut class: u16, since: Time, now: Time) -> f64 {
         for _ in 0..2 {
             let known = &self.classes[usize::from(class)];
             if known.sorted.len() >= FEW {
@@ -209,7 +232,7 @@ mod tests {
     }
 
     fn rate(returns: &mut Returns, class: u16, age_s: f64) -> f64 {
-        returns.rate(class, Time::ZERO, at(age_s))
+        returns.rate(ProgramId(0), class, Time::ZERO, at(age_s))
     }
 
     #[test]
@@ -262,6 +285,18 @@ mod tests {
         assert!(rate(&mut returns, other, 0.0) < 0.11);
         let mut fresh = Returns::new();
         assert!((rate(&mut fresh, 0, 0.0) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_foretold_return_counts_instead_of_the_class_and_wrong_gaps_divide_the_rate() {
+        let mut returns = Returns::new();
+        returns.believe(4.0);
+        assert!((rate(&mut returns, ALL, 0.0) - 0.25).abs() < 1e-6);
+        returns.foretell(ProgramId(0), at(10.0));
+        assert!((rate(&mut returns, ALL, 8.0) - 0.5).abs() < 1e-9);
+        assert!((rate(&mut returns, ALL, 10.0) - 1e3).abs() < 1e-6, "due");
+        let other = returns.rate(ProgramId(1), ALL, Time::ZERO, at(8.0));
+        assert!(other < 0.1, "nothing is foretold of it: {other}");
     }
 
     #[test]
