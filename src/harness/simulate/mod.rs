@@ -9,6 +9,7 @@
 
 pub mod bound;
 pub mod calibration;
+pub mod clairvoyant;
 pub mod recording;
 pub mod shorten;
 mod slot;
@@ -52,6 +53,8 @@ pub struct Beliefs {
     pub capacity: f64,
     /// Share of the programs that the policy sees no program of, 0–1.
     pub anonymous: f64,
+    /// Factor on the gaps that the policy believes in, above 0; only `kvgate` heeds it.
+    pub gaps: f64,
 }
 
 impl Default for Beliefs {
@@ -59,6 +62,7 @@ impl Default for Beliefs {
         Self {
             capacity: 1.0,
             anonymous: 0.0,
+            gaps: 1.0,
         }
     }
 }

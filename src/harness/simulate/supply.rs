@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::workload::{GROUPS, Generator, Program, Shape, Step, TOOLS};
 use crate::harness::trace::{self, MIN_GROWTH_TOKENS, SharedPrefix, Then, Trace};
-use crate::policy::{GapKind, ToolId};
+use crate::policy::{GapKind, Time, ToolId};
 
 /// What kind of programs a run plays.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,11 +92,21 @@ impl Workload {
     }
 
     /// Between two moments at which gaps can end; `None`: at any.
-    pub const fn gap_grid(&self) -> Option<Duration> {
+    const fn gap_grid(&self) -> Option<Duration> {
         match self {
             Self::Drawn(shape) => shape.gap_grid(),
             Self::Recorded(_) | Self::Resampled(_) => None,
         }
+    }
+
+    /// When a program returns that goes idle at `since` for a gap drawn as `gap`.
+    pub fn returns_at(&self, since: Time, gap: Duration) -> Time {
+        let drawn = since + gap;
+        let Some(grid) = self.gap_grid() else {
+            return drawn;
+        };
+        let grid = u64::try_from(grid.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Time::from_nanos(drawn.as_nanos().next_multiple_of(grid))
     }
 
     /// Programs of this workload as a trace, which `kvgate replay` plays.

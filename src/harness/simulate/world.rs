@@ -380,10 +380,7 @@ impl<'a> World<'a> {
             let kind = step.kind;
             self.tell(&Event::ToolGap { program, kind });
         }
-        let mut back = self.now + step.gap;
-        if let Some(grid) = self.cell.workload.gap_grid() {
-            back = next_on(grid, back);
-        }
+        let back = self.cell.workload.returns_at(self.now, step.gap);
         self.plan(back, Happening::Begin(at));
     }
 
@@ -482,12 +479,6 @@ impl<'a> World<'a> {
         }
         (measured, self.tally.programs)
     }
-}
-
-/// The first multiple of `grid` at or after `at`.
-fn next_on(grid: Duration, at: Time) -> Time {
-    let grid = u64::try_from(grid.as_nanos()).unwrap_or(u64::MAX).max(1);
-    Time::from_nanos(at.as_nanos().next_multiple_of(grid))
 }
 
 /// A number from 0 to 1, from evenly spread bits.

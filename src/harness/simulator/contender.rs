@@ -1,14 +1,19 @@
-//! What is compared: a policy with settings of its own, or one of two bounds.
+//! What is compared: a policy with settings of its own, or one of the bounds.
 
 use anyhow::{Context, bail};
 
+use crate::harness::simulate::clairvoyant::Clairvoyant;
 use crate::harness::simulate::{Cell, Measured, ProgramRun, bound, fixed_set_by_program};
 use crate::policy;
 
 /// The name of the run without a gate on a cache that holds everything.
 pub const INFINITE_KV: &str = "infinite-kv";
+/// The name of the policy `kvgate` that knows when each idle program returns.
+pub const CLAIRVOYANT: &str = "clairvoyant";
 /// The name of the makespan that no policy can beat.
 pub const BOUND: &str = "bound";
+/// What no gate can be: shown beside the policies, and never the best of them.
+pub const BOUNDS: [&str; 3] = [INFINITE_KV, CLAIRVOYANT, BOUND];
 /// What the others are compared with.
 pub const REFERENCE: &str = policy::baseline::NAME;
 
@@ -19,6 +24,8 @@ pub enum Contender {
     Policy(Box<policy::Config>),
     /// No gate, and a cache that holds everything.
     InfiniteKv,
+    /// `kvgate` with default settings, told when each idle program returns.
+    Clairvoyant,
     /// The analytic bound: only a makespan.
     Bound,
 }
@@ -31,14 +38,16 @@ impl Contender {
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         match text {
             INFINITE_KV => return Ok(Self::InfiniteKv),
+            CLAIRVOYANT => return Ok(Self::Clairvoyant),
             BOUND => return Ok(Self::Bound),
             _ => {}
         }
         let (name, settings) = text.split_once(':').unwrap_or((text, ""));
         if !policy::Config::NAMES.contains(&name) {
             bail!(
-                "--policy: {name:?} is unknown; choose from {}, {INFINITE_KV}, {BOUND}",
-                policy::Config::NAMES.join(", ")
+                "--policy: {name:?} is unknown; choose from {}, {}",
+                policy::Config::NAMES.join(", "),
+                BOUNDS.join(", ")
             );
         }
         let table: toml::Table = toml::from_str(&settings.replace(';', "\n"))
@@ -54,7 +63,8 @@ impl Contender {
     /// Plays `cell`.
     pub fn measure(&self, cell: &Cell) -> (Measured, Vec<ProgramRun>) {
         match self {
-            Self::Policy(config) => fixed_set_by_program(cell, config.build_unchecked().as_mut()),
+            Self::Policy(config) => fixed_set_by_program(cell, build(config, cell).as_mut()),
+            Self::Clairvoyant => fixed_set_by_program(cell, &mut Clairvoyant::new(cell)),
             Self::InfiniteKv => {
                 let mut direct = policy::baseline::Baseline::default();
                 fixed_set_by_program(&cell.with_everything_cached(), &mut direct)
@@ -69,6 +79,16 @@ impl Contender {
             }
         }
     }
+}
+
+/// The policy, with what `cell` has it believe of gaps.
+fn build(config: &policy::Config, cell: &Cell) -> Box<dyn policy::Policy> {
+    if let policy::Config::Kvgate(config) = config {
+        let mut policy = policy::kvgate::Kvgate::new(config.clone());
+        policy.believe_gaps(cell.beliefs.gaps);
+        return Box::new(policy);
+    }
+    config.build_unchecked()
 }
 
 #[cfg(test)]

@@ -40,8 +40,16 @@ pub struct Key {
     pub believed_capacity: f64,
     /// Share of the programs without identity, 0–1.
     pub anonymous: f64,
+    /// Factor on the gaps that the policy believes in; older rows do not say it.
+    #[serde(default = "as_it_is")]
+    pub believed_gaps: f64,
     /// Seed of the programs.
     pub seed: u64,
+}
+
+/// The factor of a belief that is right.
+const fn as_it_is() -> f64 {
+    1.0
 }
 
 /// One line of the file.
@@ -81,18 +89,25 @@ pub struct Job {
 ///
 /// # Errors
 /// A file that cannot be read, or a line that is no row.
-pub fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
-    let mut rows = BTreeMap::new();
+pub fn known(path: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
     if !path.exists() {
-        return Ok(rows);
+        return Ok(BTreeMap::new());
     }
+    let by_name = |row: Row| Ok((name(&row.key)?, row));
+    read(path)?.into_iter().map(by_name).collect()
+}
+
+/// The rows of a file, in its order.
+///
+/// # Errors
+/// A file that cannot be read, or a line that is no row.
+pub fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    for (index, line) in BufReader::new(file).lines().enumerate() {
-        let row: Row = serde_json::from_str(&line?)
-            .with_context(|| format!("{}, line {}: no row", path.display(), index + 1))?;
-        rows.insert(name(&row.key)?, row);
-    }
-    Ok(rows)
+    let row = |(index, line): (usize, std::io::Result<String>)| {
+        serde_json::from_str(&line?)
+            .with_context(|| format!("{}, line {}: no row", path.display(), index + 1))
+    };
+    BufReader::new(file).lines().enumerate().map(row).collect()
 }
 
 /// The key as text, to look rows up by.

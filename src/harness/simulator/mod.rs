@@ -7,6 +7,7 @@ pub mod against;
 pub mod contender;
 pub mod grid;
 pub mod plan;
+mod summary;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -40,7 +41,8 @@ pub struct SimulateArgs {
     pub grid: bool,
 
     /// Policies to compare, `NAME` or `NAME:KEY=VALUE;KEY=VALUE`; `infinite-kv` is no gate on a cache that holds
-    /// everything, `bound` a makespan that nobody can beat [default: all policies; with --grid, the bounds too]
+    /// everything, `clairvoyant` the policy kvgate that knows when each idle program returns, `bound` a makespan that
+    /// nobody can beat [default: all policies; with --grid, these bounds too]
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub policy: Vec<String>,
 
@@ -89,6 +91,10 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "FACTOR", value_delimiter = ',', num_args = 1.., default_value = "1")]
     pub believed_capacity: Vec<f64>,
 
+    /// Factors on the gaps that the policy kvgate believes in: its return rates are divided by it
+    #[arg(long, value_name = "FACTOR", value_delimiter = ',', num_args = 1.., default_value = "1")]
+    pub believed_gaps: Vec<f64>,
+
     /// Shares of the programs that come without identity, 0 to 1
     #[arg(long, value_name = "SHARE", value_delimiter = ',', num_args = 1.., default_value = "0")]
     pub anonymous: Vec<f64>,
@@ -104,6 +110,10 @@ pub struct SimulateArgs {
     /// File of rows, one JSON object a cell: cells that are in it are not run again, new ones are appended
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+
+    /// Print the tables of these files of rows, and nothing else: no cell is run
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub from: Vec<PathBuf>,
 
     /// File to append one JSON object a program to, with when it began and ended
     #[arg(long, value_name = "FILE")]
@@ -157,11 +167,19 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<()> {
         calibration::render(&calibration::calibration_table())
     } else if !args.against.is_empty() {
         against::render(&against::pairs(args)?)
+    } else if !args.from.is_empty() {
+        table::render(&recorded(&args.from)?)
     } else {
         table::render(&rows(args)?)
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// The rows of `files`, in their order.
+fn recorded(files: &[PathBuf]) -> anyhow::Result<Vec<grid::Row>> {
+    let read: anyhow::Result<Vec<_>> = files.iter().map(|file| grid::read(file)).collect();
+    Ok(read?.concat())
 }
 
 /// The rows of the cells that `args` name, in their order: those of the file, and the rest run anew.
@@ -170,7 +188,7 @@ fn rows(args: &SimulateArgs) -> anyhow::Result<Vec<grid::Row>> {
     let known = args
         .out
         .as_deref()
-        .map_or_else(|| Ok(BTreeMap::new()), grid::read)?;
+        .map_or_else(|| Ok(BTreeMap::new()), grid::known)?;
     let mut names = Vec::new();
     let mut missing = Vec::new();
     for job in jobs {
@@ -240,6 +258,40 @@ mod tests {
     }
 
     #[test]
+    fn the_tables_of_a_file_need_no_run_and_older_rows_count_as_told_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let line = SMALL.replace("continuum,bound", "kvgate,infinite-kv,clairvoyant,bound");
+        let run = text(&format!("{line} --out {}", path.display()));
+        let older = std::fs::read_to_string(&path).unwrap();
+        let older = older.replace("\"believed_gaps\":1.0,", "");
+        std::fs::write(&path, &older).unwrap();
+        assert_eq!(
+            table::render(&recorded(std::slice::from_ref(&path)).unwrap()),
+            run
+        );
+        assert_eq!(text(&format!("{line} --out {}", path.display())), run);
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            older,
+            "nothing is run"
+        );
+        let absent = dir.path().join("absent.jsonl");
+        let error = format!("{:#}", recorded(&[absent]).unwrap_err());
+        assert!(error.contains("absent.jsonl"), "{error}");
+    }
+
+    #[test]
+    fn wrong_gaps_are_heeded_by_our_policy_alone() {
+        let line = "simulate --policy baseline,continuum,kvgate --concurrency 16 --programs 24 \
+                    --kv-tokens 20000 --believed-gaps 1,20 --quiet";
+        let rows = rows(&args(line)).unwrap();
+        let (right, wrong) = rows.split_at(3);
+        let same = |at: usize| right[at].measured == wrong[at].measured;
+        assert_eq!([same(0), same(1), same(2)], [true, true, false]);
+    }
+
+    #[test]
     fn a_file_that_is_none_of_ours_is_named_with_the_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows.jsonl");
@@ -291,6 +343,7 @@ mod tests {
         assert!(problem("--seed 1-x").contains("ranges such as 11-15"));
         assert!(problem("--concurrency 0").contains("--concurrency"));
         assert!(problem("--kv-tokens 7").contains("--kv-tokens"));
+        assert!(problem("--believed-gaps 0").contains("--believed-gaps"));
         assert!(problem("--anonymous 2").contains("--anonymous"));
         assert!(problem("--cost abacus").contains("h100-qwen3-8b"));
     }
@@ -333,7 +386,10 @@ mod tests {
 
     #[test]
     fn the_grid_is_the_experiment() {
-        let jobs = jobs(&args("simulate --grid --policy baseline")).unwrap();
-        assert_eq!(jobs.len(), 6 * 7 * 4 * 2 * 5);
+        let of = |line: &str| jobs(&args(line)).unwrap().len();
+        let cells = 6 * 7 * 4 * 2 * 5;
+        assert_eq!(of("simulate --grid --policy baseline"), cells);
+        let everybody = crate::policy::Config::NAMES.len() + contender::BOUNDS.len();
+        assert_eq!(of("simulate --grid"), cells * everybody);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 
 use super::SimulateArgs;
-use super::contender::{BOUND, Contender, INFINITE_KV};
+use super::contender::{BOUNDS, Contender};
 use super::grid::{Job, Key};
 use crate::harness::cost_file;
 use crate::harness::engine::core::CostModel;
@@ -63,7 +63,7 @@ fn lists(args: &SimulateArgs) -> anyhow::Result<Lists> {
     let defaults = if args.grid { GRID } else { FEW };
     let mut names: Vec<String> = given(&args.policy, policy::Config::NAMES.map(str::to_owned));
     if args.grid && args.policy.is_empty() {
-        names.extend([INFINITE_KV, BOUND].map(str::to_owned));
+        names.extend(BOUNDS.map(str::to_owned));
     }
     let contender = |name: String| Ok((name.clone(), Contender::parse(&name)?));
     let contenders = names.into_iter().map(contender);
@@ -148,11 +148,11 @@ impl Lists {
                 "--kv-tokens: {tokens} is less than a block"
             );
         }
-        let factors = self.prefill.iter().chain(&args.believed_capacity);
-        for factor in factors {
+        let beliefs = args.believed_capacity.iter().chain(&args.believed_gaps);
+        for factor in self.prefill.iter().chain(beliefs) {
             ensure!(
                 factor.is_finite() && *factor > 0.0,
-                "--prefill, --believed-capacity: {factor} is no factor; write a number above 0"
+                "--prefill, --believed-capacity, --believed-gaps: {factor} is no factor; write a number above 0"
             );
         }
         for share in &args.anonymous {
@@ -206,6 +206,10 @@ pub fn jobs(args: &SimulateArgs) -> anyhow::Result<Vec<Job>> {
     jobs = cross(jobs, &args.anonymous, |job, share| {
         job.key.anonymous = *share;
         job.cell.beliefs.anonymous = *share;
+    });
+    jobs = cross(jobs, &args.believed_gaps, |job, factor| {
+        job.key.believed_gaps = *factor;
+        job.cell.beliefs.gaps = *factor;
     });
     jobs = cross(jobs, &lists.seeds, |job, seed| {
         job.key.seed = *seed;

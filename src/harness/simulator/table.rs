@@ -1,23 +1,22 @@
-//! Rows as text: each setting's cells side by side, then who was how good over all settings.
+//! Rows as text: for each setting the contenders side by side, the bounds last; then the [summary].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::contender::{BOUND, INFINITE_KV, REFERENCE};
+use super::contender::{BOUND, BOUNDS, REFERENCE};
 use super::grid::{Key, Row};
+use super::summary;
 use crate::harness::simulate::Measured;
 
 /// Up to this many settings every figure of every cell is shown; beyond, only makespans.
 const DETAILED: usize = 12;
-/// A setting counts as pressured where a cache that holds everything would be this much faster.
-const PRESSURE: f64 = 1.05;
 
 /// One setting: everything but the contender and the seed.
 #[derive(Debug)]
-struct Setting {
-    name: String,
-    /// By contender, a row for each seed.
-    rows: BTreeMap<String, Vec<Measured>>,
+pub(super) struct Setting {
+    pub(super) name: String,
+    /// By contender, then by seed.
+    rows: BTreeMap<String, BTreeMap<u64, Measured>>,
 }
 
 /// The tables of `rows`.
@@ -31,12 +30,13 @@ pub fn render(rows: &[Row]) -> String {
         makespans(&mut text, &settings, &contenders);
     }
     if contenders.iter().any(|name| name == REFERENCE) {
-        summary(&mut text, &settings, &contenders);
+        summary::summary(&mut text, &settings, &contenders);
+        summary::misses(&mut text, &settings, &contenders);
     }
     text
 }
 
-/// The contenders in the order in which they first occur.
+/// The contenders in the order in which they first occur, bounds last.
 fn contenders(rows: &[Row]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for row in rows {
@@ -44,23 +44,29 @@ fn contenders(rows: &[Row]) -> Vec<String> {
             names.push(row.key.policy.clone());
         }
     }
+    names.sort_by_key(|name| BOUNDS.contains(&name.as_str()));
     names
 }
 
 fn settings(rows: &[Row]) -> Vec<Setting> {
-    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut keys: Vec<Key> = Vec::new();
     let mut settings: Vec<Setting> = Vec::new();
     for row in rows {
-        let name = setting_name(&row.key);
-        let place = *places.entry(name.clone()).or_insert_with(|| {
+        let mut key = row.key.clone();
+        key.policy.clear();
+        key.seed = 0;
+        // Rows of a setting stand together, so the last ones are looked at first.
+        let known = keys.iter().rposition(|known| *known == key);
+        let place = known.unwrap_or_else(|| {
             settings.push(Setting {
-                name,
+                name: setting_name(&key),
                 rows: BTreeMap::new(),
             });
+            keys.push(key);
             settings.len() - 1
         });
-        let cells = settings[place].rows.entry(row.key.policy.clone());
-        cells.or_default().push(row.measured);
+        let seeds = settings[place].rows.entry(row.key.policy.clone());
+        seeds.or_default().insert(row.key.seed, row.measured);
     }
     settings
 }
@@ -76,13 +82,18 @@ fn setting_name(key: &Key) -> String {
         let _infallible = write!(name, " x{}", key.prefill);
     }
     if key.cost != super::DEFAULT_COST {
-        let _infallible = write!(name, " {}", key.cost);
+        // Of a file, its name: the whole path would be wider than the figures.
+        let cost = key.cost.rsplit('/').next().unwrap_or_default();
+        let _infallible = write!(name, " {cost}");
     }
     if (key.believed_capacity - 1.0).abs() > 1e-9 {
         let _infallible = write!(name, " believed x{}", key.believed_capacity);
     }
     if key.anonymous > 0.0 {
         let _infallible = write!(name, " anonymous {}", key.anonymous);
+    }
+    if (key.believed_gaps - 1.0).abs() > 1e-9 {
+        let _infallible = write!(name, " gaps x{}", key.believed_gaps);
     }
     name
 }
@@ -91,20 +102,28 @@ impl Setting {
     /// The mean of a figure over the seeds.
     fn mean(&self, contender: &str, of: impl Fn(&Measured) -> f64) -> Option<f64> {
         let rows = self.rows.get(contender)?;
-        let values: Vec<f64> = rows.iter().map(of).collect();
+        let values: Vec<f64> = rows.values().map(of).collect();
         crate::harness::stats::mean(&values)
     }
 
-    /// How many times as fast as the reference, by `of` (a time): the geometric mean over the seeds.
-    fn speedup(&self, contender: &str, of: impl Fn(&Measured) -> f64) -> Option<f64> {
+    /// How many times as fast as the reference, by `of` (a time): the geometric mean over the seeds of both. `None`
+    /// where one of them has no such time.
+    pub(super) fn speedup(&self, contender: &str, of: impl Fn(&Measured) -> f64) -> Option<f64> {
         let (ours, theirs) = (self.rows.get(contender)?, self.rows.get(REFERENCE)?);
-        let ratios = theirs.iter().zip(ours).map(|(t, o)| of(t) / of(o));
-        geometric(ratios.collect())
+        let ratio = |(seed, ours): (&u64, &Measured)| Some(of(theirs.get(seed)?) / of(ours));
+        let ratios = ours.iter().filter_map(ratio);
+        geometric(ratios).filter(|speedup| speedup.is_finite())
+    }
+
+    /// The longest that `contender` held a request, over all seeds, in seconds.
+    pub(super) fn hold_max_s(&self, contender: &str) -> f64 {
+        let rows = self.rows.get(contender).into_iter().flatten();
+        rows.map(|(_, row)| row.hold_max_s).fold(0.0, f64::max)
     }
 }
 
-fn geometric(values: Vec<f64>) -> Option<f64> {
-    let logs: Vec<f64> = values.into_iter().map(f64::ln).collect();
+pub(super) fn geometric(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let logs: Vec<f64> = values.map(f64::ln).collect();
     crate::harness::stats::mean(&logs).map(f64::exp)
 }
 
@@ -188,76 +207,9 @@ fn makespans(text: &mut String, settings: &[Setting], contenders: &[String]) {
     }
 }
 
-/// How each contender did over all settings.
-fn summary(text: &mut String, settings: &[Setting], contenders: &[String]) {
-    let policy = contenders.iter().map(String::len).max().unwrap_or(0).max(6);
-    let pressured = |s: &&Setting| {
-        let free = s.speedup(INFINITE_KV, |m| m.makespan_s);
-        free.is_some_and(|speedup| speedup >= PRESSURE)
-    };
-    let under_pressure = settings.iter().filter(pressured).count();
-    let _infallible = writeln!(
-        text,
-        "\nspeed-up over {REFERENCE} in {} settings, {under_pressure} of them pressured ({INFINITE_KV} at least {PRESSURE} times as fast)\n\
-         {:<policy$}   mean  pressured  worst  below 0.98  p95 mean  p95 worst  vs best  hold max s  worst setting",
-        settings.len(),
-        "policy",
-    );
-    for name in contenders {
-        let speedups = |of: fn(&Measured) -> f64| -> Vec<(f64, &Setting)> {
-            let each = |s| Some((Setting::speedup(s, name, of)?, s));
-            settings.iter().filter_map(each).collect()
-        };
-        let makespans = speedups(|m| m.makespan_s);
-        let Some((worst, setting)) = makespans.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-            continue;
-        };
-        let all: Vec<f64> = makespans.iter().map(|(speedup, _)| *speedup).collect();
-        let crowded = makespans.iter().filter(|(_, s)| pressured(s));
-        let crowded = geometric(crowded.map(|(speedup, _)| *speedup).collect());
-        let p95: Vec<f64> = speedups(|m| m.program_p95_s)
-            .into_iter()
-            .map(|(s, _)| s)
-            .collect();
-        let worst_p95 = p95.iter().copied().fold(f64::INFINITY, f64::min);
-        let hold = settings.iter().filter_map(|s| s.rows.get(name)).flatten();
-        let hold = hold.map(|m| m.hold_max_s).fold(0.0, f64::max);
-        let _infallible = writeln!(
-            text,
-            "{name:<policy$}  {:>5.3}  {:>9.3}  {worst:>5.3}  {:>10}  {:>8.3}  {:>9.3}  {:>7.3}  {hold:>10.1}  {}",
-            geometric(all.clone()).unwrap_or(f64::NAN),
-            crowded.unwrap_or(f64::NAN),
-            all.iter().filter(|speedup| **speedup < 0.98).count(),
-            geometric(p95).unwrap_or(f64::NAN),
-            worst_p95,
-            worst_against_best(name, settings, contenders),
-            setting.name,
-        );
-    }
-}
-
-/// The least ratio of this one's speed to the best policy's, over the settings.
-fn worst_against_best(name: &str, settings: &[Setting], contenders: &[String]) -> f64 {
-    let policies = || {
-        contenders
-            .iter()
-            .filter(|name| *name != BOUND && *name != INFINITE_KV)
-    };
-    let ratio = |setting: &Setting| {
-        let speedup = |name: &str| setting.speedup(name, |m| m.makespan_s);
-        let best = policies()
-            .filter_map(|name| speedup(name))
-            .fold(f64::NAN, f64::max);
-        Some(speedup(name)? / best)
-    };
-    settings
-        .iter()
-        .filter_map(ratio)
-        .fold(f64::INFINITY, f64::min)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::contender::{CLAIRVOYANT, INFINITE_KV};
     use super::*;
 
     fn row(policy: &str, concurrency: u32, seed: u64, makespan_s: f64) -> Row {
@@ -270,6 +222,7 @@ mod tests {
                 cost: super::super::DEFAULT_COST.to_owned(),
                 prefill: 1.0,
                 believed_capacity: 1.0,
+                believed_gaps: 1.0,
                 seed,
                 ..Key::default()
             },
@@ -324,15 +277,79 @@ mod tests {
     fn the_summary_names_the_worst_and_counts_what_is_slower_than_no_gate() {
         let text = render(&rows());
         assert!(
-            text.contains("in 3 settings, 2 of them pressured"),
-            "{text}"
+            text.contains("in 3 settings, each the mean of its seeds; 1 of them pressured"),
+            "a bound makes no pressure: {text}"
         );
         let other = fields(&text, "worst setting", "other");
-        // Mean and mean under pressure, worst, settings below 0.98.
-        assert_eq!(other[1..5], ["0.928", "0.894", "0.800", "1"], "{text}");
-        assert_eq!(other[8..], ["20.0", "orch", "C128", "95k"], "{text}");
+        // Mean and mean under pressure, worst, settings below 0.98; the same of the programs' times, against the best.
+        assert_eq!(other[1..5], ["0.928", "0.800", "0.800", "1"], "{text}");
+        assert_eq!(other[5..9], ["0.928", "0.800", "1", "0.800"], "{text}");
+        assert_eq!(other[9..], ["20.0", "orch", "C128", "95k"], "{text}");
         let direct = fields(&text, "worst setting", REFERENCE);
-        assert_eq!(direct[7], "1.000", "nobody is faster on average: {text}");
+        assert_eq!(direct[8], "1.000", "nobody is faster on average: {text}");
+        let free = fields(&text, "worst setting", INFINITE_KV);
+        assert_eq!((free[1], free[8]), ("1.587", "-"), "{text}");
+    }
+
+    #[test]
+    fn bounds_stand_last_in_every_setting_and_one_without_programs_says_only_its_makespan() {
+        let mut rows = vec![row(BOUND, 4, 1, 25.0), row(CLAIRVOYANT, 4, 1, 80.0)];
+        rows[0].measured.program_p95_s = 0.0;
+        rows.extend([row(REFERENCE, 4, 1, 100.0), row("other", 4, 1, 200.0)]);
+        let text = render(&rows);
+        let (table, _) = text.split_once("\n\n").unwrap();
+        let lines = table.lines().skip(1);
+        let order: Vec<_> = lines
+            .filter_map(|line| line.split_whitespace().nth(3))
+            .collect();
+        assert_eq!(order, [REFERENCE, "other", BOUND, CLAIRVOYANT], "{text}");
+        let bound = fields(&text, "worst setting", BOUND);
+        assert_eq!(
+            bound[1..9],
+            ["4.000", "4.000", "4.000", "0", "-", "-", "0", "-"]
+        );
+        assert_eq!(fields(&text, "worst setting", CLAIRVOYANT)[5], "1.250");
+    }
+
+    #[test]
+    fn every_miss_of_our_policy_is_listed_and_no_bound_is_the_best() {
+        let cell = |concurrency, kvgate: f64, other: f64| {
+            [
+                row(REFERENCE, concurrency, 1, 100.0),
+                row("kvgate", concurrency, 1, kvgate),
+                row("other", concurrency, 1, other),
+                row(CLAIRVOYANT, concurrency, 1, 10.0),
+            ]
+        };
+        let mut rows = [
+            cell(4, 100.0, 120.0),
+            cell(8, 104.0, 104.0),
+            cell(16, 80.0, 50.0),
+        ]
+        .concat();
+        rows.extend(cell(32, 100.0, 99.0));
+        rows[13].measured.program_p95_s = 60.0;
+        let text = render(&rows);
+        let (_, misses) = text.split_once("of the best policy: ").unwrap();
+        let expected = [
+            "3 times",
+            "  orch C8 95k: makespan 0.962",
+            "  orch C16 95k: against other 0.625",
+            "  orch C32 95k: p95 0.833",
+        ];
+        assert_eq!(misses.lines().collect::<Vec<_>>(), expected, "{text}");
+        // Under pressure, in three settings: the cube roots of 1 / 1.04 / 0.8 and of 1 / 1.2 / 1.04 / 0.5.
+        let ahead = "kvgate in pressured settings: 0.909 times as fast as the best single other policy, other";
+        assert!(text.contains(ahead), "{text}");
+    }
+
+    #[test]
+    fn what_a_policy_was_told_makes_a_setting_of_its_own() {
+        let mut rows = vec![row(REFERENCE, 4, 1, 100.0), row(REFERENCE, 4, 1, 50.0)];
+        rows[1].key.believed_gaps = 2.0;
+        let text = render(&rows);
+        let wrong = fields(&text, "setting", "orch C4 95k gaps x2");
+        assert_eq!(wrong[5..7], ["baseline", "50.0"], "{text}");
     }
 
     #[test]
