@@ -9,6 +9,7 @@
 
 mod faults;
 mod matrix;
+mod preflight;
 #[path = "../support/python.rs"]
 mod python;
 #[path = "../support/server.rs"]

@@ -61,6 +61,15 @@ pub fn guarded(kvgate: &Path, argv: impl IntoIterator<Item = impl AsRef<OsStr>>)
     command
 }
 
+/// Keeps the environment's `KVGATE_*` settings from a `kvgate` that is told everything by flags and file.
+pub fn without_settings(command: &mut Command) {
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("KVGATE_") {
+            command.env_remove(key);
+        }
+    }
+}
+
 impl Guarded {
     /// Starts what [`guarded`] made.
     ///

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::ChildStdout;
 use tokio::time::timeout;
 
-use super::{Guarded, ending, guarded, log_says, own_executable};
+use super::{Guarded, ending, guarded, log_says, own_executable, without_settings};
 
 /// A free port of this machine.
 pub const ANY_PORT: &str = "127.0.0.1:0";
@@ -149,11 +149,7 @@ fn spawn(kvgate: &Path, words: &[String], log: &Path) -> anyhow::Result<Guarded>
             .into_iter()
             .chain(words.iter().map(AsRef::as_ref)),
     );
-    for (key, _) in std::env::vars_os() {
-        if key.to_string_lossy().starts_with("KVGATE_") {
-            command.env_remove(key);
-        }
-    }
+    without_settings(&mut command);
     command
         .stdout(Stdio::piped())
         .stderr(stderr)

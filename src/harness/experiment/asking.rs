@@ -5,10 +5,11 @@ use std::path::Path;
 
 use super::engine::{Kind, Plan};
 use super::preflight::{
-    Asked, CommandNeed, Disk, Endpoint, GpuNeed, Interpreter, Key, PathNeed, Port,
+    Asked, CommandNeed, Disk, Endpoint, GateNeed, GpuNeed, Interpreter, Key, PathNeed, Port,
 };
 use super::spec::Options;
 use super::workload::Workload;
+use crate::harness::child::own_executable;
 use crate::harness::rundir::DIRECT;
 
 /// Bytes that a task's records take: some 60 requests of half a kilobyte, and its whole conversation.
@@ -40,7 +41,20 @@ pub fn of(options: &Options, workload: &Workload, engine: &Plan, dir: &Path) -> 
         gpu: (engine.kind() == Kind::Vllm).then(GpuNeed::default),
         commands: commands(options, engine),
         interpreter: interpreter(options, workload),
+        gate: gate(options, workload, engine, dir),
     }
+}
+
+/// One for all gates, of which only policy and model differ.
+fn gate(options: &Options, workload: &Workload, engine: &Plan, dir: &Path) -> Option<GateNeed> {
+    let policy = options.policies().into_iter().find(|name| name != DIRECT)?;
+    let model = engine.served_model().unwrap_or("model");
+    Some(GateNeed {
+        table: workload.gate_table(&options.gate, &options.routes, dir, model),
+        policy,
+        // Where the system does not say, nothing can be started either, and that is told.
+        kvgate: own_executable().unwrap_or_else(|_| "kvgate".into()),
+    })
 }
 
 fn ports(options: &Options, engine: &Plan) -> Vec<Port> {

@@ -11,6 +11,7 @@ use reqwest::Client;
 use rustix::process::{Resource, getrlimit};
 
 use super::clock::{self, Dated};
+use super::gate;
 use super::{
     Asked, CommandNeed, Disk, Endpoint, Finding, GpuNeed, Interpreter, Key, PathNeed, Port,
 };
@@ -31,8 +32,14 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
     findings.extend(asked.disk.iter().filter_map(disk));
     findings.extend(open_files(asked.open_files));
     findings.extend(asked.commands.iter().filter_map(command));
-    let (answers, gpus, python) = tokio::join!(
+    let (answers, gate, gpus, python) = tokio::join!(
         endpoints(&asked.endpoints),
+        async {
+            match &asked.gate {
+                Some(need) => gate::check(need, &asked.keys).await,
+                None => None,
+            }
+        },
         async {
             match &asked.gpu {
                 Some(need) => gpus(need).await,
@@ -51,6 +58,7 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
         findings.extend(answer.finding);
         servers.extend(answer.dated);
     }
+    findings.extend(gate);
     findings.extend(gpus);
     findings.extend(python);
     findings.extend(time(&servers));
@@ -86,18 +94,13 @@ fn plain(error: &std::io::Error) -> String {
 
 fn key(need: &Key) -> Option<Finding> {
     let Key { variable, used_for } = need;
-    match std::env::var_os(variable) {
-        Some(value) if !value.is_empty() => None,
-        value => Some(Finding::error(
-            format!("${variable}"),
-            if value.is_some() {
-                "it is empty"
-            } else {
-                "it is not set"
-            },
-            format!("export it: it is the key for {used_for}"),
-        )),
-    }
+    let problem = match std::env::var_os(variable) {
+        _ if need.is_set() => return None,
+        Some(_) => "it is empty",
+        None => "it is not set",
+    };
+    let remedy = format!("export it: it is the key for {used_for}");
+    Some(Finding::error(format!("${variable}"), problem, remedy))
 }
 
 fn path(need: &PathNeed) -> Option<Finding> {

@@ -2,6 +2,7 @@
 
 mod ask;
 mod clock;
+mod gate;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -32,6 +33,8 @@ pub struct Asked {
     pub commands: Vec<CommandNeed>,
     /// A Python that somebody else installed.
     pub interpreter: Option<Interpreter>,
+    /// The gates' configuration.
+    pub gate: Option<GateNeed>,
 }
 
 /// An address to listen on.
@@ -52,6 +55,13 @@ pub struct Key {
     pub variable: String,
     /// What the key opens, such as `the experts of gpt-5`.
     pub used_for: String,
+}
+
+impl Key {
+    /// Whether the variable holds anything.
+    fn is_set(&self) -> bool {
+        std::env::var_os(&self.variable).is_some_and(|value| !value.is_empty())
+    }
 }
 
 /// A file or folder to be read.
@@ -126,6 +136,17 @@ pub struct Interpreter {
     pub imports: Vec<String>,
     /// The flag that names it.
     pub flag: String,
+}
+
+/// How a gate will be configured. A key of [`Asked::keys`] that is not set is told there, and not here again.
+#[derive(Clone, Debug)]
+pub struct GateNeed {
+    /// Its configuration file.
+    pub table: toml::Table,
+    /// Its policy; the tables of others are checked too.
+    pub policy: String,
+    /// The executable of kvgate that will serve it.
+    pub kvgate: PathBuf,
 }
 
 /// How bad a finding is.
