@@ -1,6 +1,7 @@
 //! What would end the first cell is told before anything is played.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::support::{kvgate, place, replay, said};
@@ -71,4 +72,65 @@ fn a_gate_that_can_be_configured_is_no_problem_and_without_a_gate_nobody_asks() 
     let ungated = "policy = [\"direct\"]\n[gate]\nno_such_key = 1";
     let (code, said) = checked(temp.path(), ungated);
     assert_eq!(code, Some(0), "{said}");
+}
+
+/// What `--check` of tau2 says with these flags.
+fn checked_tau2(flags: &str) -> (Option<i32>, String) {
+    let line = format!("experiment run --listen 127.0.0.1:0 --check {flags}");
+    let run = kvgate(&line).output().expect("kvgate runs");
+    (run.status.code(), said(&run))
+}
+
+#[test]
+fn a_domain_that_does_not_exist_or_is_named_twice_is_refused_with_those_that_do() {
+    let (code, said) = checked_tau2("--domains retail,reatil");
+    let words = "kvgate: --domains: unknown domain \"reatil\"; there are retail, telecom, airline";
+    assert_eq!((code, said.trim()), (Some(2), words));
+    let (code, said) = checked_tau2("--domains retail,retail");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("\"retail\" is named twice"), "{said}");
+}
+
+#[test]
+fn a_folder_that_is_no_checkout_of_tau2_or_of_the_fork_is_told() {
+    let (temp, _dir) = place();
+    let folder = temp.path().display();
+    let (code, said) = checked_tau2(&format!("--tau2-path {folder}"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is no checkout of tau2-bench"), "{said}");
+    let (code, said) = checked_tau2(&format!("--oss-path {folder} --domains airline,bank"));
+    assert_eq!(code, Some(1), "{said}");
+    for words in [
+        "lacks evaluation/tau2-bench/run_oss.py",
+        "lacks data/tau2/domains/airline/original_tasks.json",
+        "run_oss.py has no domain bank",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let (_, said) = checked_tau2(&format!("--tau2-path {folder}/none"));
+    assert_eq!(said.matches("none").count(), 1, "told once: {said}");
+}
+
+/// An executable file with this script of the shell.
+fn script(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("a file");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(path, mode).expect("its mode");
+}
+
+#[test]
+fn a_python_without_tau2_is_told_but_where_a_checkout_brings_it() {
+    let (temp, _dir) = place();
+    let python = temp.path().join("python");
+    script(
+        &python,
+        "for name; do [ \"$name\" = tau2 ] && echo tau2; done; exit 0",
+    );
+    let flags = format!("--tau2-python {}", python.display());
+    let (code, said) = checked_tau2(&flags);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("it lacks tau2"), "{said}");
+    let checkout = temp.path().display();
+    let (_, said) = checked_tau2(&format!("{flags} --tau2-path {checkout}"));
+    assert!(!said.contains("it lacks"), "{said}");
 }

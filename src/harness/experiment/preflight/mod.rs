@@ -33,6 +33,10 @@ pub struct Asked {
     pub commands: Vec<CommandNeed>,
     /// A Python that somebody else installed.
     pub interpreter: Option<Interpreter>,
+    /// An upstream checkout of tau2-bench.
+    pub tau2_checkout: Option<PathBuf>,
+    /// A checkout of the reference fork.
+    pub fork: Option<ForkNeed>,
     /// The gates' configuration.
     pub gate: Option<GateNeed>,
 }
@@ -136,6 +140,15 @@ pub struct Interpreter {
     pub imports: Vec<String>,
     /// The flag that names it.
     pub flag: String,
+}
+
+/// A checkout of the reference fork, and what is played of it.
+#[derive(Clone, Debug)]
+pub struct ForkNeed {
+    /// The checkout.
+    pub checkout: PathBuf,
+    /// Its domains.
+    pub domains: Vec<String>,
 }
 
 /// How a gate will be configured. A key of [`Asked::keys`] that is not set is told there, and not here again.
