@@ -74,8 +74,8 @@ fn a_gate_that_can_be_configured_is_no_problem_and_without_a_gate_nobody_asks() 
     assert_eq!(code, Some(0), "{said}");
 }
 
-/// What `--check` of tau2 says with these flags.
-fn checked_tau2(flags: &str) -> (Option<i32>, String) {
+/// What `--check` of a run with these flags says.
+fn checked_run(flags: &str) -> (Option<i32>, String) {
     let line = format!("experiment run --listen 127.0.0.1:0 --check {flags}");
     let run = kvgate(&line).output().expect("kvgate runs");
     (run.status.code(), said(&run))
@@ -83,10 +83,10 @@ fn checked_tau2(flags: &str) -> (Option<i32>, String) {
 
 #[test]
 fn a_domain_that_does_not_exist_or_is_named_twice_is_refused_with_those_that_do() {
-    let (code, said) = checked_tau2("--domains retail,reatil");
+    let (code, said) = checked_run("--domains retail,reatil");
     let words = "kvgate: --domains: unknown domain \"reatil\"; there are retail, telecom, airline";
     assert_eq!((code, said.trim()), (Some(2), words));
-    let (code, said) = checked_tau2("--domains retail,retail");
+    let (code, said) = checked_run("--domains retail,retail");
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("\"retail\" is named twice"), "{said}");
 }
@@ -95,10 +95,10 @@ fn a_domain_that_does_not_exist_or_is_named_twice_is_refused_with_those_that_do(
 fn a_folder_that_is_no_checkout_of_tau2_or_of_the_fork_is_told() {
     let (temp, _dir) = place();
     let folder = temp.path().display();
-    let (code, said) = checked_tau2(&format!("--tau2-path {folder}"));
+    let (code, said) = checked_run(&format!("--tau2-path {folder}"));
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is no checkout of tau2-bench"), "{said}");
-    let (code, said) = checked_tau2(&format!("--oss-path {folder} --domains airline,bank"));
+    let (code, said) = checked_run(&format!("--oss-path {folder} --domains airline,bank"));
     assert_eq!(code, Some(1), "{said}");
     for words in [
         "lacks evaluation/tau2-bench/run_oss.py",
@@ -107,7 +107,7 @@ fn a_folder_that_is_no_checkout_of_tau2_or_of_the_fork_is_told() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    let (_, said) = checked_tau2(&format!("--tau2-path {folder}/none"));
+    let (_, said) = checked_run(&format!("--tau2-path {folder}/none"));
     assert_eq!(said.matches("none").count(), 1, "told once: {said}");
 }
 
@@ -127,10 +127,35 @@ fn a_python_without_tau2_is_told_but_where_a_checkout_brings_it() {
         "for name; do [ \"$name\" = tau2 ] && echo tau2; done; exit 0",
     );
     let flags = format!("--tau2-python {}", python.display());
-    let (code, said) = checked_tau2(&flags);
+    let (code, said) = checked_run(&flags);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("it lacks tau2"), "{said}");
     let checkout = temp.path().display();
-    let (_, said) = checked_tau2(&format!("{flags} --tau2-path {checkout}"));
+    let (_, said) = checked_run(&format!("{flags} --tau2-path {checkout}"));
     assert!(!said.contains("it lacks"), "{said}");
+}
+
+#[test]
+fn a_host_that_ssh_cannot_log_in_to_is_told_in_the_words_of_ssh() {
+    let (temp, _dir) = place();
+    let ssh = temp.path().join("ssh");
+    let flags = format!(
+        "--workload replay --tasks 2 --ssh far --ssh-arg=-Jgateway --ssh-program {}",
+        ssh.display()
+    );
+    script(
+        &ssh,
+        "echo \"$@\" >>\"$0.asked\"; echo ssh: no route to far >&2; exit 255",
+    );
+    let (code, said) = checked_run(&flags);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("ssh: no route to far"), "{said}");
+    let asked = fs::read_to_string(temp.path().join("ssh.asked")).expect("it was asked");
+    assert!(asked.starts_with("-Jgateway -o BatchMode=yes"), "{asked}");
+    assert!(asked.ends_with("far true\n"), "{asked}");
+
+    // Whoever may only open tunnels cannot run a command there, and is in all the same.
+    script(&ssh, "echo no shell for you >&2; exit 1");
+    let (code, said) = checked_run(&flags);
+    assert_eq!(code, Some(0), "{said}");
 }

@@ -45,6 +45,7 @@ pub fn of(options: &Options, workload: &Workload, engine: &Plan, dir: &Path) -> 
         interpreter: interpreter(options, workload),
         tau2_checkout: options.workload.tau2_path.clone(),
         fork: fork(workload),
+        login: engine.login(),
         gate: gate(options, workload, engine, dir),
     }
 }

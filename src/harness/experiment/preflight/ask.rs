@@ -12,11 +12,11 @@ use reqwest::Client;
 use rustix::process::{Resource, getrlimit};
 
 use super::clock::{self, Dated};
-use super::gate;
 use super::{
     Asked, CommandNeed, Disk, Endpoint, Finding, ForkNeed, GpuNeed, Interpreter, Key, PathNeed,
     Port,
 };
+use super::{gate, login};
 use crate::clock::Clock;
 use crate::harness::experiment::{gpu, machine, oss};
 use crate::harness::replay::client::Models;
@@ -37,11 +37,17 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
     findings.extend(asked.disk.iter().filter_map(disk));
     findings.extend(open_files(asked.open_files));
     findings.extend(asked.commands.iter().filter_map(command));
-    let (answers, gate, gpus, python) = tokio::join!(
+    let (answers, gate, login, gpus, python) = tokio::join!(
         endpoints(&asked.endpoints),
         async {
             match &asked.gate {
                 Some(need) => gate::check(need, &asked.keys).await,
+                None => None,
+            }
+        },
+        async {
+            match &asked.login {
+                Some(argv) => login::check(argv).await,
                 None => None,
             }
         },
@@ -64,6 +70,7 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
         servers.extend(answer.dated);
     }
     findings.extend(gate);
+    findings.extend(login);
     findings.extend(gpus);
     findings.extend(python);
     findings.extend(time(&servers));

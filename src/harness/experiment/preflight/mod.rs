@@ -3,6 +3,7 @@
 mod ask;
 mod clock;
 mod gate;
+mod login;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -37,6 +38,8 @@ pub struct Asked {
     pub tau2_checkout: Option<PathBuf>,
     /// A checkout of the reference fork.
     pub fork: Option<ForkNeed>,
+    /// A command that logs in by ssh and does nothing there.
+    pub login: Option<Vec<String>>,
     /// The gates' configuration.
     pub gate: Option<GateNeed>,
 }
