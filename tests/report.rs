@@ -255,6 +255,50 @@ fn a_table_without_samples_is_named_even_where_another_file_is_missing() {
 }
 
 #[test]
+fn rewards_of_tau2_are_shown_by_the_last_attempt_at_each_task_and_nowhere_else() {
+    let run = Broken::replay("continuum");
+    let (_, said) = run.report(&[]);
+    assert!(!said.contains("reward mean"), "nobody judged: {said}");
+    let attempt = |task: &str, number: u32, reward: &str| {
+        let failure = match reward {
+            "null" => "{\"cause\":\"timeout\",\"error\":\"late\"}",
+            _ => "null",
+        };
+        format!(
+            "{{\"domain\":\"retail\",\"task_id\":\"{task}\",\"trial\":0,\"seed\":1,\"attempt\":{number},\
+             \"job_id\":\"p{number}\",\"started_s\":0.0,\"finished_s\":9.0,\"elapsed_s\":9.0,\"reward\":{reward},\
+             \"termination\":null,\"failure\":{failure},\"steps\":4,\"llm_calls\":4,\"duration_ms\":9.0,\
+             \"last_word\":true}}\n"
+        )
+    };
+    let attempts = [
+        attempt("0", 1, "null"),
+        attempt("0", 2, "1.0"),
+        attempt("1", 1, "0.0"),
+        attempt("2", 1, "0.8"),
+        attempt("3", 1, "null"),
+    ];
+    fs::write(run.dir().join("rewards.jsonl"), attempts.concat()).expect("a file");
+    let csv = run.folder.path().join("csv");
+    let (code, said) = run.report(&["--csv", &csv.display().to_string()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("| policy    | reward mean | reward 1 | judged |"),
+        "{said}"
+    );
+    assert!(
+        said.contains("| continuum |       0.600 |        1 |      3 |"),
+        "{said}"
+    );
+    let runs = fs::read_to_string(csv.join("runs.csv")).expect("a table");
+    assert!(
+        runs.contains("reward_mean,tasks_solved,tasks_judged"),
+        "{runs}"
+    );
+    assert!(!said.contains("could not be read"), "{said}");
+}
+
+#[test]
 fn glued_lines_are_read_and_counted() {
     let run = Broken::new();
     run.noted("7 log records stood behind other text on their line, and were read");

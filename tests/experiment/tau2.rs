@@ -52,6 +52,7 @@ fn assert_played(dir: &Path) {
     }
     let report = fs::read_to_string(dir.join("report.md")).expect("a report");
     assert!(!report.contains("was killed"), "{report}");
+    assert!(report.contains("| reward mean |"), "{report}");
 }
 
 #[test]

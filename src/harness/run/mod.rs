@@ -50,6 +50,8 @@ pub struct Run {
     pub loads: Vec<LoadSample>,
     /// Prompt tokens and those of them that came from the prefix cache, where reported.
     pub prefix: Option<Prefix>,
+    /// tau2's reward of each task that was judged, 0 to 1, in no order that matters.
+    pub rewards: Vec<f64>,
     /// Who timed the steps.
     pub step_source: StepSource,
     /// Steps and programs that failed, by cause.
