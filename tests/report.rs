@@ -299,6 +299,35 @@ fn rewards_of_tau2_are_shown_by_the_last_attempt_at_each_task_and_nowhere_else()
 }
 
 #[test]
+fn the_folder_of_a_matrix_is_its_cells_and_one_that_holds_no_run_is_left_out_and_told() {
+    let matrix = tempfile::tempdir().expect("a folder");
+    for policy in ["continuum", "baseline"] {
+        let cell = matrix.path().join(format!("cells/{policy}-c1"));
+        copy(&Broken::replay(policy).dir(), &cell);
+    }
+    let failed = matrix.path().join("cells/kvgate-c1");
+    fs::create_dir(&failed).expect("a folder");
+    fs::write(failed.join("engine.log"), "no GPU").expect("a file");
+    let folder = matrix.path().display().to_string();
+
+    let output = report(&[&folder]);
+
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for words in ["### baseline C=1", "### continuum C=1"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let left_out = format!("note: {} holds no run and is left out", failed.display());
+    assert!(said.contains(&left_out), "{said}");
+
+    fs::remove_dir_all(matrix.path().join("cells")).expect("gone");
+    fs::create_dir(matrix.path().join("cells")).expect("a folder");
+    let output = report(&[&folder]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no cell of"));
+}
+
+#[test]
 fn glued_lines_are_read_and_counted() {
     let run = Broken::new();
     run.noted("7 log records stood behind other text on their line, and were read");
