@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod manifest;
 mod matrix;
 mod preflight;
 #[path = "../support/python.rs"]

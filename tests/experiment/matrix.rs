@@ -88,6 +88,16 @@ fn a_matrix_killed_in_the_middle_and_resumed_has_every_task_of_every_cell_once()
         sets.push(records);
     }
     assert!(sets.iter().all(|set| *set == sets[0]), "one set for all");
+    for (name, resumed) in [(CELLS[0], 0), (CELLS[1], 1), (CELLS[3], 1)] {
+        let manifest = dir.join("cells").join(name).join("manifest.json");
+        let manifest = json(&manifest).expect("a manifest");
+        let has = |line: &serde_json::Value, word: &str| line.to_string().contains(word);
+        assert!(has(&manifest["command"], "\"matrix\""), "{manifest}");
+        let by = manifest["resumed_by"].as_array().expect("a list");
+        assert_eq!(by.len(), resumed, "{name}: {by:?}");
+        assert!(by.iter().all(|line| has(line, "\"resume\"")), "{by:?}");
+        assert_eq!(manifest["resumed"], serde_json::json!([]), "it began anew");
+    }
     let aside = dir.join("interrupted/thunderagent-c2-1/steps.jsonl");
     assert!(!lines(&aside).is_empty(), "the first attempt is kept");
     let report = std::fs::read_to_string(dir.join("report/report.md")).expect("a report");

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::python::there_is_a_python;
-use crate::support::{Playing, ended, kvgate, lines, log, place, said, until_gone};
+use crate::support::{Playing, ended, json, kvgate, lines, log, place, said, until_gone};
 
 const CELL: &str = "baseline-c8";
 
@@ -40,6 +40,10 @@ fn assert_played(dir: &Path) {
     assert_eq!(last.len(), 4, "{rewards:?}");
     assert_eq!(of("job_id").len(), 4, "{rewards:?}");
     assert_eq!(of("domain").len(), 3, "{rewards:?}");
+    let versions = json(&dir.join("manifest.json")).expect("a manifest")["versions"].clone();
+    for program in ["kvgate", "litellm", "python", "tau2"] {
+        assert!(versions[program].is_string(), "{versions}");
+    }
     let steps = lines(&dir.join("steps.jsonl"));
     assert!(!steps.is_empty());
     for file in [

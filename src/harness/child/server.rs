@@ -97,6 +97,19 @@ impl Server {
         &self.url
     }
 
+    /// What it answers to `GET PATH`.
+    ///
+    /// # Errors
+    /// When it does not answer with JSON and success.
+    pub async fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let url = format!("{}{path}", self.url);
+        let answer = http.get(&url).timeout(START).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status);
+        let answer = answer.with_context(|| format!("GET {url}"))?;
+        answer.json().await.with_context(|| format!("GET {url}"))
+    }
+
     async fn ready(&mut self) -> anyhow::Result<()> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let url = format!("{}/health", self.url);
