@@ -299,6 +299,26 @@ fn rewards_of_tau2_are_shown_by_the_last_attempt_at_each_task_and_nowhere_else()
 }
 
 #[test]
+fn a_run_that_was_cut_short_and_went_on_is_marked_as_resumed() {
+    let run = Broken::replay("continuum");
+    let row = |said: &str, name: &str| {
+        said.lines()
+            .any(|line| line.starts_with(&format!("| {name} |")))
+    };
+    let (_, said) = run.report(&[]);
+    assert!(row(&said, "continuum"), "{said}");
+    run.edit("manifest.json", |manifest| {
+        manifest.replace(
+            "{\"kvgate\"",
+            "{\"resumed\":[{\"unix_s\":200.0,\"time\":\"1970-01-01T00:03:20+00:00\"}],\"kvgate\"",
+        )
+    });
+    run.noted("note: the run was cut short and went on at 1970-01-01T00:03:20+00:00: makespan");
+    let (_, said) = run.report(&[]);
+    assert!(row(&said, "continuum (resumed)"), "{said}");
+}
+
+#[test]
 fn the_folder_of_a_matrix_is_its_cells_and_one_that_holds_no_run_is_left_out_and_told() {
     let matrix = tempfile::tempdir().expect("a folder");
     for policy in ["continuum", "baseline"] {

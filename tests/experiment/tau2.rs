@@ -93,6 +93,8 @@ fn tau2_that_is_killed_goes_on_where_it_was() {
     let resumed = resumed.expect("kvgate runs");
     assert!(resumed.status.success(), "{}", said(&resumed));
     assert_played(&dir);
+    let report = fs::read_to_string(dir.join("report.md")).expect("a report");
+    assert!(report.contains("| baseline (resumed) |"), "{report}");
     assert!(
         lines(&dir.join("rewards.jsonl")).starts_with(&before),
         "what was played is kept"

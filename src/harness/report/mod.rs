@@ -405,6 +405,7 @@ impl RunReport {
             label: self.label.clone(),
             incomplete: first(Severity::Incomplete),
             setup: Setup::of(run),
+            resumed: !run.intake.resumed.is_empty(),
             no_window: doubt.map(|why| format!("a doubtful window: {why}")),
             measures: self.measures.clone(),
             by_threshold: compare::by_threshold(run, &self.measures),

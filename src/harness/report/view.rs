@@ -241,13 +241,20 @@ fn group_table(group: &Group, place: Place) -> Table {
     table(title, columns, Ok(group.cells.iter().map(row).collect()))
 }
 
-/// The policy, with how many of its runs do not stand.
+/// The policy, with how many of its runs do not stand, and how many hold a pause.
 fn marked(cell: &Cell) -> String {
-    match (cell.incomplete.len(), cell.runs.len()) {
-        (0, _) => cell.policy.clone(),
-        (bad, all) if bad == all => format!("{} (incomplete)", cell.policy),
-        (bad, _) => format!("{} ({bad} incomplete, left out)", cell.policy),
-    }
+    let all = cell.runs.len();
+    let incomplete = match cell.incomplete.len() {
+        0 => String::new(),
+        bad if bad == all => " (incomplete)".to_owned(),
+        bad => format!(" ({bad} incomplete, left out)"),
+    };
+    let resumed = match cell.resumed.len() {
+        0 => String::new(),
+        1 if all == 1 => " (resumed)".to_owned(),
+        some => format!(" ({some} resumed)"),
+    };
+    format!("{}{incomplete}{resumed}", cell.policy)
 }
 
 /// A figure's cell; that of the window's length says what is wrong with the window.

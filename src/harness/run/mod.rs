@@ -315,6 +315,8 @@ pub struct Intake {
     pub tuple_markers: u64,
     /// Whether the run was seen to end.
     pub ended: Ended,
+    /// When it went on after it was cut short, in words.
+    pub resumed: Vec<String>,
     /// Records that the gate's recorder dropped, as it counted itself.
     pub dropped: u64,
     /// Steps that the client saw served; `None` if only the gate or only the client recorded.

@@ -75,6 +75,7 @@ pub fn read(dir: &Path) -> anyhow::Result<Run> {
     run.intake.files = files;
     run.intake.missing = missing;
     run.intake.damaged = intake.damaged;
+    run.intake.resumed = resumed(dir);
     run.intake.ended = ended(dir, replayed, &mut run.intake);
     if by_gate {
         run.intake.client_served = client_served(dir)?;
@@ -131,6 +132,16 @@ fn ended(dir: &Path, replayed: bool, intake: &mut Intake) -> Ended {
 
 fn is_played_to_its_end(dir: &Path) -> bool {
     manifest_json(dir).is_some_and(|manifest| manifest["ended"]["outcome"] == "done")
+}
+
+/// When an experiment went on with this run.
+fn resumed(dir: &Path) -> Vec<String> {
+    let manifest = manifest_json(dir).unwrap_or_default();
+    let moments = manifest["resumed"].as_array().into_iter().flatten();
+    moments
+        .filter_map(|moment| moment["time"].as_str())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Steps that the client saw served, to hold the gate's records against.
