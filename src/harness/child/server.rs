@@ -34,7 +34,7 @@ pub struct Server {
 
 impl Server {
     /// Starts `kvgate NAME ARGS --listen LISTEN` with its log in `dir`, and waits until `GET /health` says
-    /// that it is ready. The environment's `KVGATE_*` settings do not reach it.
+    /// that it is ready. Of the environment's `KVGATE_*` settings only the admin token reaches it.
     ///
     /// # Errors
     /// When it cannot be started, ends, or is not ready in time; with the last lines of its log.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::engine::EngineOptions;
 use super::watchdog::WatchdogOptions;
 use super::workload::WorkloadOptions;
+use crate::harness::child::ADMIN_TOKEN;
 use crate::harness::rundir::DIRECT;
 use crate::policy;
 
@@ -180,6 +181,12 @@ impl Options {
                 .filter(|key| self.gate.contains_key(**key))
                 .map(|key| format!("[gate] {key}: the experiment sets this itself; take it out")),
         );
+        if self.gate.contains_key("admin_token") {
+            problems.push(format!(
+                "[gate] admin_token: a secret is not kept in an experiment's folder; take it out, and export \
+                 {ADMIN_TOKEN} for its gates"
+            ));
+        }
         for (what, given) in [
             ("--policy", has_twice(&self.policies())),
             ("--concurrency", has_twice(&self.rows())),
