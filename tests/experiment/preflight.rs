@@ -56,8 +56,10 @@ fn what_the_gate_cannot_be_configured_by_is_told_in_the_words_of_kvgate_config()
 fn a_key_that_is_not_set_is_told_once_and_hides_nothing_else() {
     let (temp, _dir) = place();
     let text = "[gate]\nmax_programs = 0\n[routes.m]\nstand_in = \"user\"\n\
-                [routes.n]\nurls = [\"http://127.0.0.1:9\"]\napi_key_env = \"NO_SUCH_KEY_OF_A_TEST\"";
+                [routes.n]\nurls = [\"http://127.0.0.1:9\"]\napi_key_env = \"NO_SUCH_KEY_OF_A_TEST\"\n\
+                ca_file = \"no-such.pem\"";
     let (code, said) = checked(temp.path(), text);
+    assert!(said.contains("no-such.pem: no such file"), "{said}");
     assert_eq!(said.matches("NO_SUCH_KEY_OF_A_TEST").count(), 1, "{said}");
     assert!(said.contains("max_programs: 0 would refuse"), "{said}");
     assert_eq!(code, Some(1), "{said}");

@@ -101,7 +101,15 @@ fn paths(options: &Options) -> Vec<PathNeed> {
         what: "the model".to_owned(),
         flag: "--model-path".to_owned(),
     });
-    model.collect()
+    // `kvgate config` does not open them.
+    let certificates = options.routes.iter().filter_map(|(model, route)| {
+        Some(PathNeed {
+            path: route.get("ca_file")?.as_str()?.into(),
+            what: format!("the certificates of the route of {model}"),
+            flag: "ca_file".to_owned(),
+        })
+    });
+    model.chain(certificates).collect()
 }
 
 /// The engine that runs already, and the servers of routes. Those that a tunnel will lead to cannot answer yet.

@@ -14,9 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const NOT_IN: i32 = 255;
 
 pub(super) async fn check(argv: &[String]) -> Option<Finding> {
-    let (program, args) = argv.split_first()?;
+    let (program, rest) = argv.split_first()?;
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(rest).stdin(Stdio::null()).kill_on_drop(true);
     let line = argv.join(" ");
     let Ok(ended) = timeout(PATIENCE, command.output()).await else {
         return Some(Finding::warning(

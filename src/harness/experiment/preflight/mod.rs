@@ -217,7 +217,7 @@ impl Finding {
 /// Checks everything that is asked for, and the clock and time zone; errors come first. Nothing is started or left
 /// behind, and no check waits for another: it takes as long as the slowest, at most 20 s.
 pub async fn check(asked: &Asked) -> Vec<Finding> {
-    let mut findings = ask::everything(asked).await;
+    let mut findings = Box::pin(ask::everything(asked)).await;
     findings.sort_by_key(|finding| finding.severity);
     findings
 }
