@@ -255,6 +255,99 @@ fn a_table_without_samples_is_named_even_where_another_file_is_missing() {
 }
 
 #[test]
+fn rewards_of_tau2_are_shown_by_the_last_attempt_at_each_task_and_nowhere_else() {
+    let run = Broken::replay("continuum");
+    let (_, said) = run.report(&[]);
+    assert!(!said.contains("reward mean"), "nobody judged: {said}");
+    let attempt = |task: &str, number: u32, reward: &str| {
+        let failure = match reward {
+            "null" => "{\"cause\":\"timeout\",\"error\":\"late\"}",
+            _ => "null",
+        };
+        format!(
+            "{{\"domain\":\"retail\",\"task_id\":\"{task}\",\"trial\":0,\"seed\":1,\"attempt\":{number},\
+             \"job_id\":\"p{number}\",\"started_s\":0.0,\"finished_s\":9.0,\"elapsed_s\":9.0,\"reward\":{reward},\
+             \"termination\":null,\"failure\":{failure},\"steps\":4,\"llm_calls\":4,\"duration_ms\":9.0,\
+             \"last_word\":true}}\n"
+        )
+    };
+    let attempts = [
+        attempt("0", 1, "null"),
+        attempt("0", 2, "1.0"),
+        attempt("1", 1, "0.0"),
+        attempt("2", 1, "0.8"),
+        attempt("3", 1, "null"),
+    ];
+    fs::write(run.dir().join("rewards.jsonl"), attempts.concat()).expect("a file");
+    let csv = run.folder.path().join("csv");
+    let (code, said) = run.report(&["--csv", &csv.display().to_string()]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("| policy    | reward mean | reward 1 | judged |"),
+        "{said}"
+    );
+    assert!(
+        said.contains("| continuum |       0.600 |        1 |      3 |"),
+        "{said}"
+    );
+    let runs = fs::read_to_string(csv.join("runs.csv")).expect("a table");
+    assert!(
+        runs.contains("reward_mean,tasks_solved,tasks_judged"),
+        "{runs}"
+    );
+    assert!(!said.contains("could not be read"), "{said}");
+}
+
+#[test]
+fn a_run_that_was_cut_short_and_went_on_is_marked_as_resumed() {
+    let run = Broken::replay("continuum");
+    let row = |said: &str, name: &str| {
+        said.lines()
+            .any(|line| line.starts_with(&format!("| {name} |")))
+    };
+    let (_, said) = run.report(&[]);
+    assert!(row(&said, "continuum"), "{said}");
+    run.edit("manifest.json", |manifest| {
+        manifest.replace(
+            "{\"kvgate\"",
+            "{\"resumed\":[{\"unix_s\":200.0,\"time\":\"1970-01-01T00:03:20+00:00\"}],\"kvgate\"",
+        )
+    });
+    run.noted("note: the run was cut short and went on at 1970-01-01T00:03:20+00:00: makespan");
+    let (_, said) = run.report(&[]);
+    assert!(row(&said, "continuum (resumed)"), "{said}");
+}
+
+#[test]
+fn the_folder_of_a_matrix_is_its_cells_and_one_that_holds_no_run_is_left_out_and_told() {
+    let matrix = tempfile::tempdir().expect("a folder");
+    for policy in ["continuum", "baseline"] {
+        let cell = matrix.path().join(format!("cells/{policy}-c1"));
+        copy(&Broken::replay(policy).dir(), &cell);
+    }
+    let failed = matrix.path().join("cells/kvgate-c1");
+    fs::create_dir(&failed).expect("a folder");
+    fs::write(failed.join("engine.log"), "no GPU").expect("a file");
+    let folder = matrix.path().display().to_string();
+
+    let output = report(&[&folder]);
+
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for words in ["### baseline C=1", "### continuum C=1"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let left_out = format!("note: {} holds no run and is left out", failed.display());
+    assert!(said.contains(&left_out), "{said}");
+
+    fs::remove_dir_all(matrix.path().join("cells")).expect("gone");
+    fs::create_dir(matrix.path().join("cells")).expect("a folder");
+    let output = report(&[&folder]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no cell of"));
+}
+
+#[test]
 fn glued_lines_are_read_and_counted() {
     let run = Broken::new();
     run.noted("7 log records stood behind other text on their line, and were read");

@@ -47,6 +47,33 @@ impl Rates {
     }
 }
 
+/// What tau2's judge made of the tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Tasks that were judged; one that failed was not.
+    pub judged: usize,
+    /// Those with reward 1, as tau2 counts success.
+    pub solved: usize,
+    /// The mean of their rewards, 0 to 1.
+    pub mean: f64,
+}
+
+impl Rewards {
+    /// How far from 1 tau2 takes a reward for 1.
+    const ROUNDING: f64 = 1e-6;
+
+    /// Of the rewards of each task that was judged; `None` without any.
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    pub fn of(rewards: &[f64]) -> Option<Self> {
+        let is_one = |reward: &&f64| (**reward - 1.0).abs() <= Self::ROUNDING;
+        (!rewards.is_empty()).then(|| Self {
+            judged: rewards.len(),
+            solved: rewards.iter().filter(is_one).count(),
+            mean: rewards.iter().sum::<f64>() / rewards.len() as f64,
+        })
+    }
+}
+
 /// The active window's rates, or why there are none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -130,6 +157,8 @@ pub struct Measures {
     pub programs_cancelled: usize,
     /// Programs that began and never ended.
     pub programs_open: usize,
+    /// Rewards of the tasks that were judged; `None` where none was.
+    pub rewards: Option<Rewards>,
     /// Requests that were not served.
     pub steps_failed: usize,
     /// Both of them by cause.
@@ -166,6 +195,7 @@ impl Measures {
             programs_failed: run.ended_as(Ending::Failed).count(),
             programs_cancelled: run.ended_as(Ending::Cancelled).count(),
             programs_open: run.open().count(),
+            rewards: Rewards::of(&run.rewards),
             steps_failed: run.steps.iter().filter(|step| !step.served).count(),
             errors: run.errors.clone(),
             no_programs: unknown(run, |missing| missing.tells_of_programs),

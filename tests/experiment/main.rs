@@ -8,7 +8,9 @@
 )]
 
 mod faults;
+mod manifest;
 mod matrix;
+mod preflight;
 #[path = "../support/python.rs"]
 mod python;
 #[path = "../support/server.rs"]

@@ -7,6 +7,7 @@ use std::path::Path;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::support::{
     Playing, ended, experiment, json, lines, listens, logged, place, replay, said, until_gone,
@@ -44,6 +45,21 @@ fn in_table(cell: &Path) -> BTreeMap<String, usize> {
         }
     }
     counts
+}
+
+/// The cell's manifest has the command that began the matrix, and `resume` so often; the cell itself never went on.
+fn assert_made_by(cell: &Path, resumed: usize) {
+    let manifest = json(&cell.join("manifest.json")).expect("a manifest");
+    let has = |line: &Value, word: &str| line.to_string().contains(word);
+    assert!(has(&manifest["command"], "\"matrix\""), "{manifest}");
+    let by = manifest["resumed_by"].as_array().expect("a list");
+    assert_eq!(by.len(), resumed, "{}: {by:?}", cell.display());
+    assert!(by.iter().all(|line| has(line, "\"resume\"")), "{by:?}");
+    assert_eq!(
+        manifest["resumed"],
+        Value::Array(Vec::new()),
+        "it began anew"
+    );
 }
 
 #[test]
@@ -88,6 +104,9 @@ fn a_matrix_killed_in_the_middle_and_resumed_has_every_task_of_every_cell_once()
         sets.push(records);
     }
     assert!(sets.iter().all(|set| *set == sets[0]), "one set for all");
+    for (name, resumed) in [(CELLS[0], 0), (CELLS[1], 1), (CELLS[3], 1)] {
+        assert_made_by(&dir.join("cells").join(name), resumed);
+    }
     let aside = dir.join("interrupted/thunderagent-c2-1/steps.jsonl");
     assert!(!lines(&aside).is_empty(), "the first attempt is kept");
     let report = std::fs::read_to_string(dir.join("report/report.md")).expect("a report");

@@ -76,6 +76,10 @@ fn a_detached_experiment_is_seen_from_elsewhere_and_one_directory_has_one_player
         said(&begun)
     );
 
+    // As long as it is in its preflight, the folder holds no experiment that could be resumed.
+    until("its first cell", || {
+        dir.join("manifest.json").exists().then_some(())
+    });
     let second = experiment(&line);
     assert_eq!(second.status.code(), Some(1));
     let complaint = said(&second);

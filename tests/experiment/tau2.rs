@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::python::there_is_a_python;
-use crate::support::{Playing, ended, kvgate, lines, log, place, said, until_gone};
+use crate::support::{Playing, ended, json, kvgate, lines, log, place, said, until_gone};
 
 const CELL: &str = "baseline-c8";
 
@@ -40,6 +40,10 @@ fn assert_played(dir: &Path) {
     assert_eq!(last.len(), 4, "{rewards:?}");
     assert_eq!(of("job_id").len(), 4, "{rewards:?}");
     assert_eq!(of("domain").len(), 3, "{rewards:?}");
+    let versions = json(&dir.join("manifest.json")).expect("a manifest")["versions"].clone();
+    for program in ["kvgate", "litellm", "python", "tau2"] {
+        assert!(versions[program].is_string(), "{versions}");
+    }
     let steps = lines(&dir.join("steps.jsonl"));
     assert!(!steps.is_empty());
     for file in [
@@ -52,6 +56,7 @@ fn assert_played(dir: &Path) {
     }
     let report = fs::read_to_string(dir.join("report.md")).expect("a report");
     assert!(!report.contains("was killed"), "{report}");
+    assert!(report.contains("| reward mean |"), "{report}");
 }
 
 #[test]
@@ -88,6 +93,8 @@ fn tau2_that_is_killed_goes_on_where_it_was() {
     let resumed = resumed.expect("kvgate runs");
     assert!(resumed.status.success(), "{}", said(&resumed));
     assert_played(&dir);
+    let report = fs::read_to_string(dir.join("report.md")).expect("a report");
+    assert!(report.contains("| baseline (resumed) |"), "{report}");
     assert!(
         lines(&dir.join("rewards.jsonl")).starts_with(&before),
         "what was played is kept"

@@ -61,6 +61,19 @@ pub fn guarded(kvgate: &Path, argv: impl IntoIterator<Item = impl AsRef<OsStr>>)
     command
 }
 
+/// The one setting that a child has from the environment: a secret belongs neither in a file nor on a command line.
+pub const ADMIN_TOKEN: &str = "KVGATE_ADMIN_TOKEN";
+
+/// Keeps the environment's `KVGATE_*` settings, but for [`ADMIN_TOKEN`], from a `kvgate` that is told everything by flags
+/// and file.
+pub fn without_settings(command: &mut Command) {
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("KVGATE_") && key != ADMIN_TOKEN {
+            command.env_remove(key);
+        }
+    }
+}
+
 impl Guarded {
     /// Starts what [`guarded`] made.
     ///

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::ChildStdout;
 use tokio::time::timeout;
 
-use super::{Guarded, ending, guarded, log_says, own_executable};
+use super::{Guarded, ending, guarded, log_says, own_executable, without_settings};
 
 /// A free port of this machine.
 pub const ANY_PORT: &str = "127.0.0.1:0";
@@ -34,7 +34,7 @@ pub struct Server {
 
 impl Server {
     /// Starts `kvgate NAME ARGS --listen LISTEN` with its log in `dir`, and waits until `GET /health` says
-    /// that it is ready. The environment's `KVGATE_*` settings do not reach it.
+    /// that it is ready. Of the environment's `KVGATE_*` settings only the admin token reaches it.
     ///
     /// # Errors
     /// When it cannot be started, ends, or is not ready in time; with the last lines of its log.
@@ -97,6 +97,19 @@ impl Server {
         &self.url
     }
 
+    /// What it answers to `GET PATH`.
+    ///
+    /// # Errors
+    /// When it does not answer with JSON and success.
+    pub async fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let url = format!("{}{path}", self.url);
+        let answer = http.get(&url).timeout(START).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status);
+        let answer = answer.with_context(|| format!("GET {url}"))?;
+        answer.json().await.with_context(|| format!("GET {url}"))
+    }
+
     async fn ready(&mut self) -> anyhow::Result<()> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let url = format!("{}/health", self.url);
@@ -149,11 +162,7 @@ fn spawn(kvgate: &Path, words: &[String], log: &Path) -> anyhow::Result<Guarded>
             .into_iter()
             .chain(words.iter().map(AsRef::as_ref)),
     );
-    for (key, _) in std::env::vars_os() {
-        if key.to_string_lossy().starts_with("KVGATE_") {
-            command.env_remove(key);
-        }
-    }
+    without_settings(&mut command);
     command
         .stdout(Stdio::piped())
         .stderr(stderr)

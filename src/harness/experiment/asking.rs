@@ -4,11 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use super::engine::{Kind, Plan};
+use super::oss;
 use super::preflight::{
-    Asked, CommandNeed, Disk, Endpoint, GpuNeed, Interpreter, Key, PathNeed, Port,
+    Asked, CommandNeed, Disk, Endpoint, ForkNeed, GateNeed, GpuNeed, Interpreter, Key, PathNeed,
+    Port,
 };
 use super::spec::Options;
 use super::workload::Workload;
+use crate::harness::child::own_executable;
 use crate::harness::rundir::DIRECT;
 
 /// Bytes that a task's records take: some 60 requests of half a kilobyte, and its whole conversation.
@@ -40,7 +43,23 @@ pub fn of(options: &Options, workload: &Workload, engine: &Plan, dir: &Path) -> 
         gpu: (engine.kind() == Kind::Vllm).then(GpuNeed::default),
         commands: commands(options, engine),
         interpreter: interpreter(options, workload),
+        tau2_checkout: options.workload.tau2_path.clone(),
+        fork: fork(workload),
+        login: engine.login(),
+        gate: gate(options, workload, engine, dir),
     }
+}
+
+/// One for all gates, of which only policy and model differ.
+fn gate(options: &Options, workload: &Workload, engine: &Plan, dir: &Path) -> Option<GateNeed> {
+    let policy = options.policies().into_iter().find(|name| name != DIRECT)?;
+    let model = engine.served_model().unwrap_or("model");
+    Some(GateNeed {
+        table: workload.gate_table(&options.gate, &options.routes, dir, model),
+        policy,
+        // Where the system does not say, nothing can be started either, and that is told.
+        kvgate: own_executable().unwrap_or_else(|_| "kvgate".into()),
+    })
 }
 
 fn ports(options: &Options, engine: &Plan) -> Vec<Port> {
@@ -77,24 +96,20 @@ fn keys(routes: &toml::Table) -> Vec<Key> {
 }
 
 fn paths(options: &Options) -> Vec<PathNeed> {
-    let workload = &options.workload;
-    let named = [
-        (
-            &workload.tau2_path,
-            "the checkout of tau2-bench",
-            "--tau2-path",
-        ),
-        (&workload.oss_path, "the fork's checkout", "--oss-path"),
-        (&options.engine.model_path, "the model", "--model-path"),
-    ];
-    let path = |(path, what, flag): (&Option<std::path::PathBuf>, &str, &str)| {
+    let model = options.engine.model_path.iter().map(|path| PathNeed {
+        path: path.clone(),
+        what: "the model".to_owned(),
+        flag: "--model-path".to_owned(),
+    });
+    // `kvgate config` does not open them.
+    let certificates = options.routes.iter().filter_map(|(model, route)| {
         Some(PathNeed {
-            path: path.clone()?,
-            what: what.to_owned(),
-            flag: flag.to_owned(),
+            path: route.get("ca_file")?.as_str()?.into(),
+            what: format!("the certificates of the route of {model}"),
+            flag: "ca_file".to_owned(),
         })
-    };
-    named.into_iter().filter_map(path).collect()
+    });
+    model.chain(certificates).collect()
 }
 
 /// The engine that runs already, and the servers of routes. Those that a tunnel will lead to cannot answer yet.
@@ -152,11 +167,33 @@ fn commands(options: &Options, engine: &Plan) -> Vec<CommandNeed> {
 
 /// A Python that somebody else installed; our own is checked where it is installed.
 fn interpreter(options: &Options, workload: &Workload) -> Option<Interpreter> {
-    let tau2 = matches!(workload, Workload::Tau2(_));
-    let python = options.workload.tau2_python.clone().filter(|_| tau2)?;
+    let given = &options.workload;
+    let (python, imports, flag) = match workload {
+        // With a checkout tau2 itself is loaded from there.
+        Workload::Tau2(_) if given.tau2_path.is_some() => {
+            (&given.tau2_python, &["litellm"][..], "--tau2-python")
+        }
+        Workload::Tau2(_) => (
+            &given.tau2_python,
+            &["tau2", "litellm"][..],
+            "--tau2-python",
+        ),
+        Workload::Fork(_) => (&given.oss_python, &oss::MODULES[..], "--oss-python"),
+        Workload::Recorded(_) => return None,
+    };
     Some(Interpreter {
-        python,
-        imports: vec!["tau2".to_owned(), "litellm".to_owned()],
-        flag: "--tau2-python".to_owned(),
+        python: python.clone()?,
+        imports: imports.iter().copied().map(str::to_owned).collect(),
+        flag: flag.to_owned(),
+    })
+}
+
+fn fork(workload: &Workload) -> Option<ForkNeed> {
+    let Workload::Fork(fork) = workload else {
+        return None;
+    };
+    Some(ForkNeed {
+        checkout: fork.checkout().to_owned(),
+        domains: fork.domains().to_owned(),
     })
 }

@@ -48,6 +48,10 @@ pub struct Setting {
     pub hands: Hands,
     /// Told what happens.
     pub told: mpsc::Sender<Told>,
+    /// The command lines by which the experiment was played, the first first.
+    pub commands: Vec<Vec<String>>,
+    /// Versions of what plays the workload, by program.
+    pub versions: BTreeMap<String, String>,
 }
 
 /// How a cell ended.
@@ -127,7 +131,7 @@ async fn with_engine(
         engine: setting.engine.manifest().cloned(),
         label: cell.place.to_string(),
     };
-    let mut record = begin_record(setting, &stage, engine).await?;
+    let mut record = begin_record(setting, &stage, engine, gate.as_ref()).await?;
     write_model_config(&setting.workload, &stage)?;
     let played = play_stage(setting, &stage, engine, gate.as_mut()).await;
     // Stopped before the figures are judged: the gate writes its last records as it ends.
@@ -197,25 +201,44 @@ fn defaults(scale: f64) -> [(&'static str, String); 4] {
 }
 
 /// Writes `manifest.json` as far as it is known at the start.
-async fn begin_record(setting: &Setting, stage: &Stage, engine: &Engine) -> anyhow::Result<Record> {
+async fn begin_record(
+    setting: &Setting,
+    stage: &Stage,
+    engine: &Engine,
+    gate: Option<&Server>,
+) -> anyhow::Result<Record> {
     let run = setting.workload.manifest(stage, &setting.bench)?;
     let seeds = BTreeMap::from([("workload".to_owned(), run.seed)]);
-    let policy = setting.options.gate.get(&stage.policy);
+    let policy = match gate {
+        Some(gate) => policy_settings(gate).await?,
+        None => Value::Null,
+    };
     let inputs = Inputs {
         run,
-        command: std::env::args().collect(),
+        commands: setting.commands.clone(),
         spec: serde_json::to_value(&setting.options)?,
         seeds,
-        versions: setting.bench.versions(),
+        versions: setting.versions.clone(),
         checkouts: setting.workload.checkouts(),
         files: setting.workload.files(),
         engine: engine.describe(),
-        policy: policy.map_or(Ok(Value::Null), serde_json::to_value)?,
+        policy,
         secrets: Vec::new(),
     };
-    let record = Record::begin(inputs, now_s()).await;
+    let before = Record::read(&stage.dir).ok();
+    let mut record = Record::begin(inputs, now_s()).await;
+    // What began anew was put aside with its manifest.
+    if let Some(before) = before {
+        record.go_on(before);
+    }
     record.write(&RunDir::at(&stage.dir))?;
     Ok(record)
+}
+
+/// All settings of the policy that decides, defaults included, which only the gate knows.
+async fn policy_settings(gate: &Server) -> anyhow::Result<Value> {
+    let mut policy = gate.get("/policy").await.context("the gate")?;
+    Ok(policy["settings"].take())
 }
 
 /// Writes where the models are as the reference's driver is told it, so that a run of ours has that file too.

@@ -12,7 +12,7 @@ use anyhow::Context;
 use super::spec::{Options, Place};
 
 /// Cells of a matrix, one folder each.
-const CELLS: &str = "cells";
+pub const CELLS: &str = "cells";
 /// Attempts that were cut short and cannot go on.
 const INTERRUPTED: &str = "interrupted";
 

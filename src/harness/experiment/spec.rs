@@ -4,15 +4,19 @@
 //! The sum of both is written into the experiment's directory, and is all that `resume` reads.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Error, IntoDeserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::engine::EngineOptions;
 use super::watchdog::WatchdogOptions;
 use super::workload::WorkloadOptions;
+use crate::harness::child::ADMIN_TOKEN;
 use crate::harness::rundir::DIRECT;
 use crate::policy;
 
@@ -25,11 +29,11 @@ pub const FILE: &str = "experiment.toml";
 pub struct Options {
     /// Scheduling policies; `direct` plays without a gate [default: baseline]
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Experiment")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list")]
     pub policy: Vec<String>,
     /// Programs in flight [default: 32]
     #[arg(long, value_name = "C", num_args = 1.., value_delimiter = ',', help_heading = "Experiment")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list")]
     pub concurrency: Vec<usize>,
     /// How often each cell is played, with another seed each time [default: 1]
     #[arg(long, value_name = "N", help_heading = "Experiment")]
@@ -180,6 +184,12 @@ impl Options {
                 .filter(|key| self.gate.contains_key(**key))
                 .map(|key| format!("[gate] {key}: the experiment sets this itself; take it out")),
         );
+        if self.gate.contains_key("admin_token") {
+            problems.push(format!(
+                "[gate] admin_token: a secret is not kept in an experiment's folder; take it out, and export \
+                 {ADMIN_TOKEN} for its gates"
+            ));
+        }
         for (what, given) in [
             ("--policy", has_twice(&self.policies())),
             ("--concurrency", has_twice(&self.rows())),
@@ -243,6 +253,37 @@ impl Options {
     }
 }
 
+/// A list; a single value is a list of one.
+fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct OneOrMore<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMore<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value or a list of them")
+        }
+
+        fn visit_i64<E: Error>(self, one: i64) -> Result<Vec<T>, E> {
+            Ok(vec![T::deserialize(one.into_deserializer())?])
+        }
+
+        fn visit_str<E: Error>(self, one: &str) -> Result<Vec<T>, E> {
+            Ok(vec![T::deserialize(one.into_deserializer())?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, more: A) -> Result<Vec<T>, A::Error> {
+            Deserialize::deserialize(SeqAccessDeserializer::new(more))
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMore(PhantomData))
+}
+
 fn has_twice<T: PartialEq>(values: &[T]) -> bool {
     values
         .iter()
@@ -292,6 +333,35 @@ mod tests {
         assert_eq!(sum.gate["program_idle"].as_float(), Some(60.0));
         let again: Options = toml::from_str(&sum.to_toml().unwrap()).unwrap();
         assert_eq!(again.to_toml().unwrap(), sum.to_toml().unwrap());
+    }
+
+    #[test]
+    fn a_single_value_is_a_list_of_one_and_a_wrong_one_is_named_with_its_line() {
+        let (_temp, one) = file("policy = \"continuum\"\nconcurrency = 2\n");
+        let options = Options::default().over(Some(&one)).unwrap();
+        assert_eq!(
+            (options.policies(), options.rows()),
+            (vec!["continuum".to_owned()], vec![2])
+        );
+        let flags = Options {
+            concurrency: vec![4, 8],
+            ..Options::default()
+        };
+        assert_eq!(flags.over(Some(&one)).unwrap().rows(), [4, 8]);
+        for wrong in [
+            "concurrency = \"2\"",
+            "concurrency = -2",
+            "concurrency = [2, \"4\"]",
+            "policy = 2",
+        ] {
+            let (_temp, file) = file(&format!("repeats = 1\n{wrong}\n"));
+            let error = Options::default().over(Some(&file)).unwrap_err();
+            let text = format!("{error:#}");
+            assert!(
+                text.contains("line 2") && text.contains("invalid"),
+                "{wrong}: {text}"
+            );
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Entry {
     pub incomplete: Option<String>,
     /// Why its active window is missing or wrong.
     pub no_window: Option<String>,
+    /// Whether it was cut short and went on: its makespan holds the pause.
+    pub resumed: bool,
     /// What else must be the same for another run to be compared with it.
     pub setup: Setup,
     /// Its figures.
@@ -154,6 +156,8 @@ pub struct Cell {
     pub runs: Vec<String>,
     /// Labels of those that are incomplete.
     pub incomplete: Vec<String>,
+    /// Labels of those that were cut short and went on: their makespans hold the pauses.
+    pub resumed: Vec<String>,
     /// Runs that its figures are of: those that are complete, or all where none is.
     pub counted: usize,
     /// Its figures by key.
@@ -318,11 +322,15 @@ fn cell(policy: &str, all: &[&Entry], counted: &[&Entry]) -> Cell {
         let rates = run.measures.window.rates();
         rates.is_some_and(|rates| rates.seconds < MIN_WINDOW_S)
     };
-    let incomplete = all.iter().filter(|run| run.incomplete.is_some());
+    let labels = |of: fn(&Entry) -> bool| {
+        let runs = all.iter().filter(|run| of(run));
+        runs.map(|run| run.label.clone()).collect()
+    };
     Cell {
         policy: policy.to_owned(),
         runs: all.iter().map(|run| run.label.clone()).collect(),
-        incomplete: incomplete.map(|run| run.label.clone()).collect(),
+        incomplete: labels(|run| run.incomplete.is_some()),
+        resumed: labels(|run| run.resumed),
         counted: counted.len(),
         figures: METRICS.iter().map(figure).collect(),
         failed: (sum(|m| m.steps_failed), sum(|m| m.programs_failed)),

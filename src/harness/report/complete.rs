@@ -399,6 +399,12 @@ fn window(run: &Run, threshold_percent: f64, found: &mut Vec<Finding>) {
 fn remarks(run: &Run, found: &mut Vec<Finding>) {
     let intake = &run.intake;
     let mut note = |text: String| found.push(Finding::new(Severity::Note, text));
+    if !intake.resumed.is_empty() {
+        note(format!(
+            "the run was cut short and went on at {}: makespan, whole-run rates and whatever lasted over a pause hold it",
+            intake.resumed.join(" and ")
+        ));
+    }
     if intake.glued > 0 {
         note(format!(
             "{} log records stood behind other text on their line, and were read",

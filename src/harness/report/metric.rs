@@ -2,7 +2,7 @@
 //!
 //! A figure of the comparison is one entry of [`METRICS`]; every table, file and plot takes it from there.
 
-use crate::harness::measure::{Measures, Rates};
+use crate::harness::measure::{Measures, Rates, Rewards};
 use crate::harness::stats::Spread;
 
 /// A window shorter than this is shown, but names no winner, in seconds of the run.
@@ -36,6 +36,8 @@ pub enum Table {
     Rates,
     /// How long things took.
     Latencies,
+    /// What came of the tasks.
+    Rewards,
 }
 
 /// What a win by this figure rests on.
@@ -48,7 +50,7 @@ pub enum Wins {
 }
 
 /// All of them, in the order of the columns.
-pub const METRICS: [Metric; 22] = [
+pub const METRICS: [Metric; 25] = [
     rate(
         "window_tasks_per_min",
         "tasks/min*",
@@ -225,6 +227,15 @@ pub const METRICS: [Metric; 22] = [
         0,
         |m| programs(m).map(|s| s.max),
     ),
+    reward("reward_mean", "reward mean", "mean reward", 3, |m| {
+        rewards(m).map(|r| r.mean)
+    }),
+    reward("tasks_solved", "reward 1", "tasks with reward 1", 0, |m| {
+        rewards(m).map(|r| count(r.solved))
+    }),
+    reward("tasks_judged", "judged", "tasks with a reward", 0, |m| {
+        rewards(m).map(|r| count(r.judged))
+    }),
 ];
 
 /// The figure whose verdict stands at the head of a report.
@@ -265,6 +276,25 @@ const fn seconds(
         unit: "s",
         decimals,
         table,
+        wins: None,
+        of,
+    }
+}
+
+const fn reward(
+    key: &'static str,
+    name: &'static str,
+    long: &'static str,
+    decimals: usize,
+    of: fn(&Measures) -> Result<f64, String>,
+) -> Metric {
+    Metric {
+        key,
+        name,
+        long,
+        unit: "",
+        decimals,
+        table: Table::Rewards,
         wins: None,
         of,
     }
@@ -322,4 +352,15 @@ fn hold(measures: &Measures) -> Result<Spread, String> {
 
 fn programs(measures: &Measures) -> Result<Spread, String> {
     spread(measures.program_s.as_ref(), "no program finished")
+}
+
+fn rewards(measures: &Measures) -> Result<Rewards, String> {
+    measures
+        .rewards
+        .ok_or_else(|| "no task was judged".to_owned())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+const fn count(number: usize) -> f64 {
+    number as f64
 }

@@ -48,7 +48,7 @@ pub const INCOMPLETE: u8 = 3;
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = COMPLETENESS_HELP)]
 pub struct ReportArgs {
-    /// Run directories to compare, of kvgate or of the reference system; runs of one workload, concurrency, setup
+    /// Run directories to compare, of kvgate or of the reference system, or a matrix's folder for all of its cells; runs of one workload, concurrency, setup
     /// (number of programs, KV capacity, cost preset, model: where known) and policy are repeats
     #[arg(required_unless_present = "label", value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
@@ -157,10 +157,12 @@ pub struct RunReport {
 /// When a flag is wrong, a run directory cannot be read or a file cannot be written.
 pub fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let log_zone = args.log_tz.as_deref().map(LogZone::parse).transpose()?;
-    let sources = sources(args)?;
+    let mut notes = Vec::new();
+    let sources = sources(args, &mut notes)?;
     let mut runs = load::all(&sources, log_zone.as_ref())?;
     name_policies(&mut runs, &sources);
     let mut report = Report::of(&runs, args.threshold);
+    report.notes = notes;
     let fatal = report.fatal();
     if fatal > 0 && !args.allow_incomplete {
         refuse(args, report, fatal)?;
@@ -177,14 +179,18 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn sources(args: &ReportArgs) -> anyhow::Result<Vec<Source>> {
+fn sources(args: &ReportArgs, notes: &mut Vec<String>) -> anyhow::Result<Vec<Source>> {
     ensure!(
         (0.0..100.0).contains(&args.threshold),
         "--threshold is a percentage of KV usage, from 0 to below 100"
     );
-    let plain = args.dirs.iter().map(|dir| Ok(Source::at(dir)));
-    let labelled = args.label.iter().map(|text| Source::labelled(text));
-    let sources: Vec<Source> = plain.chain(labelled).collect::<anyhow::Result<_>>()?;
+    let mut sources = Vec::new();
+    for dir in &args.dirs {
+        sources.extend(Source::all_at(dir, notes)?);
+    }
+    for text in &args.label {
+        sources.push(Source::labelled(text)?);
+    }
     refuse_twice(&sources)?;
     Ok(sources)
 }
@@ -399,6 +405,7 @@ impl RunReport {
             label: self.label.clone(),
             incomplete: first(Severity::Incomplete),
             setup: Setup::of(run),
+            resumed: !run.intake.resumed.is_empty(),
             no_window: doubt.map(|why| format!("a doubtful window: {why}")),
             measures: self.measures.clone(),
             by_threshold: compare::by_threshold(run, &self.measures),

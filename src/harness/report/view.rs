@@ -10,10 +10,11 @@ use crate::harness::page::{Column, Table};
 use crate::harness::stats::Spread;
 
 /// What the columns mean.
-pub const LEGEND: [&str; 4] = [
+pub const LEGEND: [&str; 5] = [
     "tasks/min* and steps/s*: in the active window, from the first to the last sample of KV usage above the threshold, whatever lies between. steady: from the end of the first fifth of the steps to the end of the fourth. whole: over the makespan, from the first request to the end of the last program.",
     "A step of a kvgate run is one LLM call; of the reference system one transition between roles, about four times as many. hit rate: cached prompt tokens / prompt tokens of served steps. Latencies count from arrival at the gate, hold included; percentiles are interpolated linearly.",
     "errors: requests not served + programs given up; neither counts towards rates.",
+    "reward: tau2's, of the last attempt at each task that was judged; a task that failed was not. reward 1: tasks that were solved.",
     "With repeats of a cell the figures are medians: in brackets the range of up to four runs, the 95 % bootstrap interval of five and more; where these overlap there is no clear winner. With fewer than five runs a cell neither is there one with a lead below 7 %, which is within what a repeat changes, and a larger lead proves little. Incomplete repeats are left out where others are complete.",
 ];
 
@@ -199,10 +200,11 @@ fn figure(cell: &Cell, metric: &Metric) -> String {
     format!("{median}{interval}{of}")
 }
 
-/// The figures of a group, one row per policy: rates, then latencies.
+/// The figures of a group, one row per policy: rates, latencies, rewards.
 pub fn group_tables(group: &Group) -> impl Iterator<Item = Table> {
-    let tables = [Place::Rates, Place::Latencies].map(|place| group_table(group, place));
-    // The policies alone are no table: nothing has latencies where nothing was served.
+    let tables =
+        [Place::Rates, Place::Latencies, Place::Rewards].map(|place| group_table(group, place));
+    // The policies alone are no table: nothing has latencies where nothing was served, nor rewards where nobody judged.
     tables.into_iter().filter(|table| table.columns.len() > 2)
 }
 
@@ -234,17 +236,25 @@ fn group_table(group: &Group, place: Place) -> Table {
     let title = match place {
         Place::Rates => "Rates",
         Place::Latencies => "Latencies",
+        Place::Rewards => "Rewards",
     };
     table(title, columns, Ok(group.cells.iter().map(row).collect()))
 }
 
-/// The policy, with how many of its runs do not stand.
+/// The policy, with how many of its runs do not stand, and how many hold a pause.
 fn marked(cell: &Cell) -> String {
-    match (cell.incomplete.len(), cell.runs.len()) {
-        (0, _) => cell.policy.clone(),
-        (bad, all) if bad == all => format!("{} (incomplete)", cell.policy),
-        (bad, _) => format!("{} ({bad} incomplete, left out)", cell.policy),
-    }
+    let all = cell.runs.len();
+    let incomplete = match cell.incomplete.len() {
+        0 => String::new(),
+        bad if bad == all => " (incomplete)".to_owned(),
+        bad => format!(" ({bad} incomplete, left out)"),
+    };
+    let resumed = match cell.resumed.len() {
+        0 => String::new(),
+        1 if all == 1 => " (resumed)".to_owned(),
+        some => format!(" ({some} resumed)"),
+    };
+    format!("{}{incomplete}{resumed}", cell.policy)
 }
 
 /// A figure's cell; that of the window's length says what is wrong with the window.

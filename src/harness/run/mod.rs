@@ -50,6 +50,8 @@ pub struct Run {
     pub loads: Vec<LoadSample>,
     /// Prompt tokens and those of them that came from the prefix cache, where reported.
     pub prefix: Option<Prefix>,
+    /// tau2's reward of each task that was judged, 0 to 1, in no order that matters.
+    pub rewards: Vec<f64>,
     /// Who timed the steps.
     pub step_source: StepSource,
     /// Steps and programs that failed, by cause.
@@ -313,6 +315,8 @@ pub struct Intake {
     pub tuple_markers: u64,
     /// Whether the run was seen to end.
     pub ended: Ended,
+    /// When it went on after it was cut short, in words.
+    pub resumed: Vec<String>,
     /// Records that the gate's recorder dropped, as it counted itself.
     pub dropped: u64,
     /// Steps that the client saw served; `None` if only the gate or only the client recorded.

@@ -84,6 +84,11 @@ impl Plan {
         self.routes.iter().map(|route| route.port).collect()
     }
 
+    /// The command that logs in where a tunnel will lead, and does nothing there; `None` without a tunnel.
+    pub fn login(&self) -> Option<Vec<String>> {
+        self.ssh.as_ref().map(Ssh::login)
+    }
+
     /// The URL of an engine that runs already.
     pub fn running_url(&self) -> Option<&str> {
         match &self.launch {

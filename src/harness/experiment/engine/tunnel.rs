@@ -38,6 +38,16 @@ const OPTIONS: [&str; 4] = [
     "BatchMode=yes",
 ];
 
+/// A login without a tunnel must not ask, wait long for a connection, make a connection for others, or say anything but
+/// why it failed. What was given for the tunnel comes before.
+const LOGIN: [&str; 5] = [
+    "BatchMode=yes",
+    "ConnectTimeout=5",
+    "ControlMaster=no",
+    "ClearAllForwardings=yes",
+    "LogLevel=ERROR",
+];
+
 /// Which ssh, and where to.
 #[derive(Clone, Debug)]
 pub(super) struct Ssh {
@@ -80,13 +90,18 @@ impl Ssh {
         Route::parse(&format!("{port}:{}", self.remote)).map_err(anyhow::Error::msg)
     }
 
+    /// A command that only logs in.
+    pub(super) fn login(&self) -> Vec<String> {
+        let mut argv = vec![self.program.display().to_string()];
+        argv.extend(self.args.iter().cloned());
+        argv.extend(options(&LOGIN));
+        argv.extend([self.host.clone(), "true".to_owned()]);
+        argv
+    }
+
     fn argv(&self, routes: &[Route]) -> Vec<String> {
         let mut argv = vec![self.program.display().to_string(), "-N".to_owned()];
-        argv.extend(
-            OPTIONS
-                .iter()
-                .flat_map(|option| ["-o".to_owned(), (*option).to_owned()]),
-        );
+        argv.extend(options(&OPTIONS));
         argv.extend(self.args.iter().cloned());
         for route in routes {
             argv.extend([
@@ -97,6 +112,12 @@ impl Ssh {
         argv.push(self.host.clone());
         argv
     }
+}
+
+/// `-o` before each.
+fn options(of: &[&str]) -> impl Iterator<Item = String> {
+    of.iter()
+        .flat_map(|option| ["-o".to_owned(), (*option).to_owned()])
 }
 
 /// A tunnel that was open once. Its ssh is killed when dropped.

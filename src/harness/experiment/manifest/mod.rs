@@ -30,8 +30,8 @@ pub const FILE: &str = "manifest.json";
 pub struct Inputs {
     /// What every run has.
     pub run: rundir::Manifest,
-    /// The command line; what follows a flag for a key is left out.
-    pub command: Vec<String>,
+    /// The command lines: the first, then those that went on; what follows a flag for a key is left out.
+    pub commands: Vec<Vec<String>>,
     /// The whole of what was asked for.
     pub spec: Value,
     /// Every seed by what it is the seed of.
@@ -44,7 +44,7 @@ pub struct Inputs {
     pub files: BTreeMap<String, PathBuf>,
     /// The engine: its kind, flags and what it says of itself.
     pub engine: Value,
-    /// The policy's parameters, with their defaults.
+    /// All of the policy's parameters, as the gate says.
     pub policy: Value,
     /// Values that must not be written, besides those of variables whose names tell.
     pub secrets: Vec<Secret>,
@@ -60,8 +60,14 @@ pub struct Record {
     pub began: Moment,
     /// The zone of the reference's naive times.
     pub time_zone: String,
-    /// The command line, without keys.
+    /// The command line that began the experiment, without keys.
     pub command: Vec<String>,
+    /// Those that went on with it, up to the one that played this.
+    #[serde(default)]
+    pub resumed_by: Vec<Vec<String>>,
+    /// When this run went on after it was cut short: its makespan holds the pauses before.
+    #[serde(default)]
+    pub resumed: Vec<Moment>,
     /// The whole of what was asked for.
     pub spec: Value,
     /// Every seed by what it is the seed of.
@@ -151,6 +157,12 @@ pub struct Finish {
     pub engine: Option<Value>,
 }
 
+/// The command line of this process, without keys.
+pub fn command_line() -> Vec<String> {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    secrets::without_keys(&words.collect::<Vec<_>>())
+}
+
 impl Moment {
     /// The moment `unix_s`, in the machine's zone.
     pub fn at(unix_s: f64) -> Self {
@@ -188,12 +200,19 @@ impl Record {
         }
         let mut versions = inputs.versions;
         versions.insert("kvgate".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        let mut commands = inputs
+            .commands
+            .iter()
+            .map(|line| secrets::without_keys(line));
+        let command = commands.next().unwrap_or_default();
         let (machine, git) = join(Machine::ask(), git::all(&checkouts)).await;
         Self {
             run: inputs.run,
             began: Moment::at(now_s),
             time_zone: zone_name(),
-            command: secrets::without_keys(&inputs.command),
+            command,
+            resumed_by: commands.collect(),
+            resumed: Vec::new(),
             spec: inputs.spec,
             seeds: inputs.seeds,
             versions,
@@ -206,6 +225,13 @@ impl Record {
             ended: None,
             hidden: inputs.secrets,
         }
+    }
+
+    /// Notes that `before`, which was cut short, goes on with this: it began when that did.
+    pub fn go_on(&mut self, before: Self) {
+        self.resumed = before.resumed;
+        self.resumed
+            .push(std::mem::replace(&mut self.began, before.began));
     }
 
     /// Notes how the run ended, and what is no longer as it was.

@@ -46,9 +46,11 @@ fn inputs(dir: &Path) -> Inputs {
             epoch_unix: 1_767_600_000.5,
             ..rundir::Manifest::default()
         },
-        command: ["kvgate", "experiment", "run", "--user-key", "sk-typed-in"]
-            .map(str::to_owned)
-            .to_vec(),
+        commands: vec![
+            ["kvgate", "experiment", "run", "--user-key", "sk-typed-in"]
+                .map(str::to_owned)
+                .to_vec(),
+        ],
         spec: json!({"policy": "baseline", "header": "Bearer sk-in-the-spec"}),
         seeds: BTreeMap::from([("texts".to_owned(), u64::MAX)]),
         checkouts: BTreeMap::from([("tau2".to_owned(), dir.to_owned())]),
@@ -93,6 +95,27 @@ async fn what_is_written_reads_as_any_runs_manifest_and_as_itself() {
     );
     assert_eq!(read.files["model"].digest, None, "there is none");
     assert_eq!(read.ended, None);
+}
+
+#[tokio::test]
+async fn a_run_that_goes_on_keeps_its_beginning_and_first_command_and_notes_each_time() {
+    let source = tempfile::tempdir().unwrap();
+    let mut inputs = inputs(source.path());
+    let first = Record::begin(inputs.clone(), 10.0).await;
+    let resume = vec!["kvgate".to_owned(), "resume".to_owned()];
+    inputs.commands.push(resume.clone());
+    let mut second = Record::begin(inputs.clone(), 100.0).await;
+    second.go_on(first.clone());
+    let mut third = Record::begin(inputs, 200.0).await;
+    third.go_on(second);
+    assert_eq!(
+        (&third.began, &third.command),
+        (&first.began, &first.command)
+    );
+    let times: Vec<f64> = third.resumed.iter().map(|moment| moment.unix_s).collect();
+    assert_eq!(times, [100.0, 200.0]);
+    assert_eq!(third.resumed_by, [resume]);
+    assert!(first.resumed.is_empty() && first.resumed_by.is_empty());
 }
 
 #[tokio::test]

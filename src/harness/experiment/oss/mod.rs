@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use follow::{Progress, What};
-pub use preflight::preflight;
+pub use preflight::{MODULES, lacks, preflight};
 pub use python::Python;
 pub use verdict::Verdict;
 

@@ -25,7 +25,7 @@ const DOMAINS: [(&str, &str, &[&str]); 4] = [
 /// Domains whose databases may be another installation's; of the others the fork reads its own.
 const ELSEWHERE: [&str; 2] = ["telecom", "airline"];
 /// What the fork imports, but for `transformers`, which has a stand-in.
-const MODULES: [&str; 18] = [
+pub const MODULES: [&str; 18] = [
     "litellm",
     "openai",
     "loguru",
@@ -66,24 +66,32 @@ pub fn preflight(settings: &Settings) -> Vec<String> {
     wrong
 }
 
-fn checkout(settings: &Settings) -> Vec<String> {
-    let root = &settings.checkout;
+/// What the checkout at `root` lacks wherever the data are, one line each: the driver itself, and the tasks of
+/// `domains`. Asks nobody.
+pub fn lacks(root: &Path, domains: &[String]) -> Vec<String> {
     let lacks = |file: &str| format!("the checkout {} lacks {file}", root.display());
     let missing = FILES.into_iter().filter(|file| !root.join(file).exists());
     let mut wrong: Vec<String> = missing.map(lacks).collect();
-    for domain in &settings.domains {
-        let Some((name, tasks, databases)) = DOMAINS.iter().find(|(name, ..)| name == domain)
-        else {
+    for domain in domains {
+        let Some((name, tasks, _)) = DOMAINS.iter().find(|(name, ..)| name == domain) else {
             let known = DOMAINS.map(|(name, ..)| name).join(", ");
             wrong.push(format!("run_oss.py has no domain {domain}, only {known}"));
             continue;
         };
-        let folder = format!("tau2/domains/{name}");
-        // The driver looks for tasks here, wherever the data are.
-        let tasks = format!("data/{folder}/{tasks}");
+        let tasks = format!("data/tau2/domains/{name}/{tasks}");
         if !root.join(&tasks).exists() {
             wrong.push(lacks(&tasks));
         }
+    }
+    wrong
+}
+
+fn checkout(settings: &Settings) -> Vec<String> {
+    let root = &settings.checkout;
+    let mut wrong = lacks(root, &settings.domains);
+    let asked_for = |(name, ..): &&(&str, _, _)| settings.domains.iter().any(|d| d == name);
+    for (name, _, databases) in DOMAINS.iter().filter(asked_for) {
+        let folder = format!("tau2/domains/{name}");
         let own = python::data(root);
         let elsewhere = settings.python.data.clone();
         let data = elsewhere

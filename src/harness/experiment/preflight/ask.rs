@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,11 +13,14 @@ use rustix::process::{Resource, getrlimit};
 
 use super::clock::{self, Dated};
 use super::{
-    Asked, CommandNeed, Disk, Endpoint, Finding, GpuNeed, Interpreter, Key, PathNeed, Port,
+    Asked, CommandNeed, Disk, Endpoint, Finding, ForkNeed, GpuNeed, Interpreter, Key, PathNeed,
+    Port,
 };
+use super::{gate, login};
 use crate::clock::Clock;
-use crate::harness::experiment::{gpu, machine};
+use crate::harness::experiment::{gpu, machine, oss};
 use crate::harness::replay::client::Models;
+use crate::harness::tau2::environment::check_upstream;
 
 /// How long a server may take for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -28,11 +32,25 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
     findings.extend(asked.ports.iter().filter_map(port));
     findings.extend(asked.keys.iter().filter_map(key));
     findings.extend(asked.paths.iter().filter_map(path));
+    findings.extend(asked.tau2_checkout.as_deref().and_then(tau2_checkout));
+    findings.extend(asked.fork.iter().flat_map(fork));
     findings.extend(asked.disk.iter().filter_map(disk));
     findings.extend(open_files(asked.open_files));
     findings.extend(asked.commands.iter().filter_map(command));
-    let (answers, gpus, python) = tokio::join!(
+    let (answers, gate, login, gpus, python) = tokio::join!(
         endpoints(&asked.endpoints),
+        async {
+            match &asked.gate {
+                Some(need) => gate::check(need, &asked.keys).await,
+                None => None,
+            }
+        },
+        async {
+            match &asked.login {
+                Some(argv) => login::check(argv).await,
+                None => None,
+            }
+        },
         async {
             match &asked.gpu {
                 Some(need) => gpus(need).await,
@@ -51,6 +69,8 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
         findings.extend(answer.finding);
         servers.extend(answer.dated);
     }
+    findings.extend(gate);
+    findings.extend(login);
     findings.extend(gpus);
     findings.extend(python);
     findings.extend(time(&servers));
@@ -86,18 +106,13 @@ fn plain(error: &std::io::Error) -> String {
 
 fn key(need: &Key) -> Option<Finding> {
     let Key { variable, used_for } = need;
-    match std::env::var_os(variable) {
-        Some(value) if !value.is_empty() => None,
-        value => Some(Finding::error(
-            format!("${variable}"),
-            if value.is_some() {
-                "it is empty"
-            } else {
-                "it is not set"
-            },
-            format!("export it: it is the key for {used_for}"),
-        )),
-    }
+    let problem = match std::env::var_os(variable) {
+        _ if need.is_set() => return None,
+        Some(_) => "it is empty",
+        None => "it is not set",
+    };
+    let remedy = format!("export it: it is the key for {used_for}");
+    Some(Finding::error(format!("${variable}"), problem, remedy))
 }
 
 fn path(need: &PathNeed) -> Option<Finding> {
@@ -114,6 +129,27 @@ fn path(need: &PathNeed) -> Option<Finding> {
         problem,
         format!("name the right one with {flag}"),
     ))
+}
+
+fn tau2_checkout(folder: &Path) -> Option<Finding> {
+    let error = check_upstream(folder).err()?;
+    Some(Finding::error(
+        "the checkout of tau2-bench",
+        format!("{error:#}"),
+        "name the right one with --tau2-path",
+    ))
+}
+
+fn fork(need: &ForkNeed) -> Vec<Finding> {
+    let finding = |line| {
+        Finding::error(
+            "the fork's checkout",
+            line,
+            "name the right one with --oss-path",
+        )
+    };
+    let lacks = oss::lacks(&need.checkout, &need.domains).into_iter();
+    lacks.map(finding).collect()
 }
 
 fn disk(need: &Disk) -> Option<Finding> {

@@ -2,6 +2,8 @@
 
 mod ask;
 mod clock;
+mod gate;
+mod login;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -32,6 +34,14 @@ pub struct Asked {
     pub commands: Vec<CommandNeed>,
     /// A Python that somebody else installed.
     pub interpreter: Option<Interpreter>,
+    /// An upstream checkout of tau2-bench.
+    pub tau2_checkout: Option<PathBuf>,
+    /// A checkout of the reference fork.
+    pub fork: Option<ForkNeed>,
+    /// A command that logs in by ssh and does nothing there.
+    pub login: Option<Vec<String>>,
+    /// The gates' configuration.
+    pub gate: Option<GateNeed>,
 }
 
 /// An address to listen on.
@@ -52,6 +62,13 @@ pub struct Key {
     pub variable: String,
     /// What the key opens, such as `the experts of gpt-5`.
     pub used_for: String,
+}
+
+impl Key {
+    /// Whether the variable holds anything.
+    fn is_set(&self) -> bool {
+        std::env::var_os(&self.variable).is_some_and(|value| !value.is_empty())
+    }
 }
 
 /// A file or folder to be read.
@@ -128,6 +145,26 @@ pub struct Interpreter {
     pub flag: String,
 }
 
+/// A checkout of the reference fork, and what is played of it.
+#[derive(Clone, Debug)]
+pub struct ForkNeed {
+    /// The checkout.
+    pub checkout: PathBuf,
+    /// Its domains.
+    pub domains: Vec<String>,
+}
+
+/// How a gate will be configured. A key of [`Asked::keys`] that is not set is told there, and not here again.
+#[derive(Clone, Debug)]
+pub struct GateNeed {
+    /// Its configuration file.
+    pub table: toml::Table,
+    /// Its policy; the tables of others are checked too.
+    pub policy: String,
+    /// The executable of kvgate that will serve it.
+    pub kvgate: PathBuf,
+}
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -180,7 +217,7 @@ impl Finding {
 /// Checks everything that is asked for, and the clock and time zone; errors come first. Nothing is started or left
 /// behind, and no check waits for another: it takes as long as the slowest, at most 20 s.
 pub async fn check(asked: &Asked) -> Vec<Finding> {
-    let mut findings = ask::everything(asked).await;
+    let mut findings = Box::pin(ask::everything(asked)).await;
     findings.sort_by_key(|finding| finding.severity);
     findings
 }

@@ -109,6 +109,8 @@ fn make(out: Option<&Path>, options: &Options) -> anyhow::Result<PathBuf> {
     );
     refuse_used(&dir)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    // Of the experiment whose preflight failed here; this is another. Fails only where there is none.
+    let _none = std::fs::remove_file(dir.join(state::FILE));
     let file = dir.join(spec::FILE);
     std::fs::write(&file, options.to_toml()?)
         .with_context(|| format!("cannot write {}", file.display()))?;
@@ -169,7 +171,9 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("x");
         assert_eq!(made(&dir), "made");
+        std::fs::write(dir.join(state::FILE), "of another command").unwrap();
         assert_eq!(made(&dir), "made");
+        assert!(!dir.join(state::FILE).exists(), "it begins anew");
         std::fs::write(dir.join("steps.jsonl"), "").unwrap();
         assert!(made(&dir).contains("resume"), "it has been played");
     }

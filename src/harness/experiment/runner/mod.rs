@@ -24,7 +24,7 @@ use super::matrix::{self, Planned};
 use super::spec::{self, Options};
 use super::state::{self, CellStatus, Keeper, Phase, State};
 use super::workload::{Bench, Hands, Told, Workload};
-use super::{Manner, asking, preflight};
+use super::{Manner, asking, manifest, preflight};
 use crate::clock::Clock;
 
 /// What is told and not heard yet; at the bound the cell waits.
@@ -61,6 +61,8 @@ struct Runner {
     console: Arc<Console>,
     keeper: Keeper,
     hands: Hands,
+    /// The command lines by which it was played, this one last.
+    commands: Vec<Vec<String>>,
 }
 
 impl Runner {
@@ -74,8 +76,11 @@ impl Runner {
         let is_matrix = options.matrix == Some(true);
         let cells = matrix::cells(&options, &dir, is_matrix);
         // A damaged state is written anew; the cells' own directories say what is done.
-        let before = State::read(&dir).ok().flatten().map(|state| state.cells);
-        let before = before.unwrap_or_default();
+        let before = State::read(&dir).ok().flatten();
+        let (before, mut commands) = before
+            .map(|state| (state.cells, state.commands))
+            .unwrap_or_default();
+        commands.push(manifest::command_line());
         let known = |cell: &Planned| {
             let place = cell.dir.strip_prefix(&dir).unwrap_or(&cell.dir);
             let name = cell.place.to_string();
@@ -87,7 +92,8 @@ impl Runner {
             }
             known
         };
-        let state = State::begin(now_s(), cells.iter().map(known).collect())?;
+        let mut state = State::begin(now_s(), cells.iter().map(known).collect())?;
+        state.commands.clone_from(&commands);
         Ok(Self {
             keeper: Keeper::new(&dir, state),
             dir,
@@ -99,6 +105,7 @@ impl Runner {
             checked: Some(checked),
             console: Arc::clone(console),
             hands: Hands::default(),
+            commands,
         })
     }
 
@@ -154,6 +161,8 @@ impl Runner {
         let setting = Setting {
             options: self.options.clone(),
             workload: checked.workload,
+            versions: bench.versions().await,
+            commands: self.commands.clone(),
             bench,
             engine: checked.engine,
             rules: checked.rules,

@@ -45,6 +45,9 @@ pub struct State {
     pub last_task_s: Option<f64>,
     /// The log, inside the directory.
     pub log: String,
+    /// The command lines by which it was played, without keys: the first, then those that went on with it.
+    #[serde(default)]
+    pub commands: Vec<Vec<String>>,
     /// The cells in their order.
     pub cells: Vec<Cell>,
 }
@@ -188,6 +191,7 @@ impl State {
             last_step_s: None,
             last_task_s: None,
             log: LOG.to_owned(),
+            commands: Vec::new(),
             cells,
         })
     }

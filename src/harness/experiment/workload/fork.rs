@@ -79,6 +79,11 @@ impl Fork {
         &self.checkout
     }
 
+    /// The domains that are played.
+    pub fn domains(&self) -> &[String] {
+        &self.domains
+    }
+
     /// What runs the driver, installed if it is not there.
     ///
     /// # Errors

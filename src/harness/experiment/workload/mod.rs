@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::fork::Fork;
 use self::recorded::Recorded;
 use self::tau2::Tau2;
+use super::machine;
 use super::oss::Python;
 use super::watch::Besides;
 use super::watchdog::Alarm;
@@ -137,6 +138,9 @@ pub struct WorkloadOptions {
     pub stream: Option<bool>,
 }
 
+/// Prints the version of Python, and of what it talks to models with.
+const VERSIONS: &str = include_str!("../python/versions.py");
+
 /// The workloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,14 +175,19 @@ pub enum Bench {
 }
 
 impl Bench {
-    /// Versions by program.
-    pub fn versions(&self) -> BTreeMap<String, String> {
-        match self {
-            Self::Tau2(environment) => {
-                BTreeMap::from([("tau2".to_owned(), environment.tau2.clone())])
-            }
-            Self::Own | Self::Fork(_) => BTreeMap::new(),
-        }
+    /// Versions by program; what cannot be found out is left out.
+    pub async fn versions(&self) -> BTreeMap<String, String> {
+        let (python, tau2) = match self {
+            Self::Own => return BTreeMap::new(),
+            Self::Tau2(environment) => (&environment.python, Some(&environment.tau2)),
+            Self::Fork(python) => (&python.interpreter, None),
+        };
+        let said = machine::output(python, &["-c", VERSIONS], None).await;
+        let versions = said.map(|said| serde_json::from_str(&said));
+        let mut versions: BTreeMap<String, String> =
+            versions.ok().and_then(Result::ok).unwrap_or_default();
+        versions.extend(tau2.map(|version| ("tau2".to_owned(), version.clone())));
+        versions
     }
 
     const fn python(&self) -> Option<&Python> {

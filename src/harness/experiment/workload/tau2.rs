@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Hands, Kind, Played, Stage, Told, WorkloadOptions, load_arrivals};
 use crate::harness::rundir::{DIRECT, Ending, Manifest, ProgramRecord, RunDir};
-use crate::harness::tau2::environment::{Environment, cache_dir};
+use crate::harness::tau2::environment::{self, Environment, cache_dir};
 use crate::harness::tau2::event::{Cause, Event, Failure, What};
 use crate::harness::tau2::outputs::{Header, Outputs, Progress, Reward, read_rewards};
 use crate::harness::tau2::plan::{self, Arrivals, Rules, Schedule};
@@ -75,6 +75,9 @@ impl Tau2 {
             if is_none {
                 problems.push(format!("{flag} must be at least 1"));
             }
+        }
+        if let Err(problem) = workload.check_domains(environment::domains()) {
+            problems.push(format!("--domains: {problem}"));
         }
         if !problems.is_empty() {
             return Err(problems);

@@ -8,10 +8,11 @@ pub mod reference;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 
 use self::naming::Named;
 use super::zone::LogZone;
+use crate::harness::experiment::matrix::CELLS;
 use crate::harness::run::Run;
 
 /// One directory to read.
@@ -30,6 +31,34 @@ impl Source {
             dir: dir.to_owned(),
             label: None,
         }
+    }
+
+    /// This directory, or, if it is no run but a matrix of `kvgate experiment`, each of its cells that was begun, in the
+    /// order of their names; what is left out is told to `notes`.
+    ///
+    /// # Errors
+    /// When a folder of cells cannot be read, or none holds a run; the message names it.
+    pub fn all_at(dir: &Path, notes: &mut Vec<String>) -> anyhow::Result<Vec<Self>> {
+        let folder = dir.join(CELLS);
+        if is_run(dir) || !folder.is_dir() {
+            return Ok(vec![Self::at(dir)]);
+        }
+        let entries = std::fs::read_dir(&folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.with_context(|| format!("cannot read {}", folder.display()))?;
+        let mut cells: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+        cells.sort();
+        let (runs, others): (Vec<_>, Vec<_>) = cells.into_iter().partition(|cell| is_run(cell));
+        ensure!(
+            !runs.is_empty(),
+            "no cell of {} was begun: there is nothing to report",
+            dir.display()
+        );
+        notes.extend(
+            others
+                .iter()
+                .map(|cell| format!("{} holds no run and is left out", cell.display())),
+        );
+        Ok(runs.iter().map(|run| Self::at(run)).collect())
     }
 
     /// Reads `NAME=DIR`.
@@ -60,6 +89,10 @@ pub fn all(sources: &[Source], log_zone: Option<&LogZone>) -> anyhow::Result<Vec
     }
     number_repeats(&mut runs);
     Ok(runs)
+}
+
+fn is_run(dir: &Path) -> bool {
+    own::is_there(dir) || reference::is_there(dir)
 }
 
 fn one(dir: &Path, log_zone: Option<&LogZone>) -> anyhow::Result<Run> {

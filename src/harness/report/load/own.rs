@@ -1,13 +1,16 @@
 //! A run directory that kvgate wrote: gate, replay or both.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::{kv, lines};
 use crate::harness::run::build::{Builder, is_served};
-use crate::harness::run::{Ended, Intake, LoadSample, Missing, Names, Run};
+use crate::harness::run::{Ended, FileIntake, Intake, LoadSample, Missing, Names, Run};
 use crate::harness::rundir::{DIRECT, Manifest, ProgramRecord, RunDir, StepSource};
+use crate::harness::tau2::outputs::{REWARDS, Reward};
+use crate::harness::tau2::plan::Unit;
 use crate::telemetry::recorder::{KV_SAMPLES_FILE, STEPS_FILE};
 use crate::telemetry::{StepRecord, kv_csv};
 
@@ -65,10 +68,14 @@ pub fn read(dir: &Path) -> anyhow::Result<Run> {
     files.extend(lines::json(dir, PROGRAMS, |record: ProgramRecord| {
         builder.program(&record);
     })?);
+    let (rewards, judged) = rewards(dir)?;
+    files.extend(judged);
     let mut run = builder.finish(replayed);
+    run.rewards = rewards;
     run.intake.files = files;
     run.intake.missing = missing;
     run.intake.damaged = intake.damaged;
+    run.intake.resumed = resumed(dir);
     run.intake.ended = ended(dir, replayed, &mut run.intake);
     if by_gate {
         run.intake.client_served = client_served(dir)?;
@@ -127,12 +134,31 @@ fn is_played_to_its_end(dir: &Path) -> bool {
     manifest_json(dir).is_some_and(|manifest| manifest["ended"]["outcome"] == "done")
 }
 
+/// When an experiment went on with this run.
+fn resumed(dir: &Path) -> Vec<String> {
+    let manifest = manifest_json(dir).unwrap_or_default();
+    let moments = manifest["resumed"].as_array().into_iter().flatten();
+    moments
+        .filter_map(|moment| moment["time"].as_str())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Steps that the client saw served, to hold the gate's records against.
 fn client_served(dir: &Path) -> anyhow::Result<Option<usize>> {
     let mut served = 0;
     let count = |record: StepRecord| served += usize::from(is_served(&record));
     let intake = lines::json(dir, CLIENT_STEPS, count)?;
     Ok(intake.map(|_| served))
+}
+
+/// What each unit of tau2 came to: its last attempt, if that was judged.
+fn rewards(dir: &Path) -> anyhow::Result<(Vec<f64>, Option<FileIntake>)> {
+    let mut last: BTreeMap<Unit, Option<f64>> = BTreeMap::new();
+    let intake = lines::json(dir, REWARDS, |attempt: Reward| {
+        last.insert(attempt.unit, attempt.finish.reward);
+    })?;
+    Ok((last.into_values().flatten().collect(), intake))
 }
 
 /// What the report reads of a wide sample.

@@ -78,6 +78,19 @@ fn hash(packages: &str) -> String {
     format!("{:012x}", xxh3_64(packages.as_bytes()) >> 16)
 }
 
+/// The domains that are played, of the pinned benchmark and of an upstream checkout.
+pub fn domains() -> impl Iterator<Item = &'static str> + Clone {
+    TASKS.iter().map(|(domain, _)| *domain)
+}
+
+/// Whether a folder is an upstream checkout, and whole; nothing is installed or loaded.
+///
+/// # Errors
+/// What is missing, and what helps.
+pub fn check_upstream(checkout: &Path) -> anyhow::Result<()> {
+    upstream::Checkout::open(checkout).map(drop)
+}
+
 impl Environment {
     /// The environment of the pinned packages below `cache`, which is made if it is not there: one to two minutes and
     /// 500 MB, with a network. `progress` is told each step. Blocks.

@@ -124,23 +124,40 @@ pub enum PlanError {
 }
 
 impl Workload {
+    /// Whether every domain is one of `known`, and named once.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_domains<'a>(
+        &self,
+        known: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<(), PlanError> {
+        let mut seen = BTreeSet::new();
+        for name in &self.domains {
+            if !known.clone().any(|there| there == name) {
+                return Err(PlanError::UnknownDomain {
+                    name: name.clone(),
+                    known: known.collect::<Vec<_>>().join(", "),
+                });
+            }
+            if !seen.insert(name) {
+                return Err(PlanError::DomainTwice(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
     /// The units in the order in which they are handed out.
     ///
     /// # Errors
     /// When a domain is unknown or named twice, or nothing is left to play.
     pub fn list(&self, catalogue: &Catalogue) -> Result<Vec<Unit>, PlanError> {
+        self.check_domains(catalogue.keys().map(String::as_str))?;
         let mut queues = Vec::new();
-        let mut seen = BTreeSet::new();
         for name in &self.domains {
-            let tasks = catalogue
-                .get(name)
-                .ok_or_else(|| PlanError::UnknownDomain {
-                    name: name.clone(),
-                    known: catalogue.keys().cloned().collect::<Vec<_>>().join(", "),
-                })?;
-            if !seen.insert(name) {
-                return Err(PlanError::DomainTwice(name.clone()));
-            }
+            let Some(tasks) = catalogue.get(name) else {
+                continue;
+            };
             let count = self.tasks_per_domain.unwrap_or(tasks.len());
             queues.push((name, tasks.get(..count).unwrap_or(tasks)));
         }
