@@ -35,11 +35,15 @@ pub enum Shape {
     Coding,
     /// Each program one of research, software engineering and coding, as likely.
     Blend,
+    /// Review of a change: all of it in the first prompt, few steps, searches and, now and then, a long test run.
+    Review,
+    /// A help desk: a short shared prefix, documents looked up at once, and people who answer after half a minute.
+    Desk,
 }
 
 impl Shape {
     /// Every shape, in the order of the documentation.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Orch,
         Self::Tau2Lognormal,
         Self::Swe,
@@ -50,6 +54,8 @@ impl Shape {
         Self::Research,
         Self::Coding,
         Self::Blend,
+        Self::Review,
+        Self::Desk,
     ];
 
     /// The name in tables and on the command line.
@@ -65,6 +71,8 @@ impl Shape {
             Self::Research => "res",
             Self::Coding => "cod",
             Self::Blend => "blend",
+            Self::Review => "review",
+            Self::Desk => "desk",
         }
     }
 
@@ -120,7 +128,9 @@ pub struct Generator {
 
 /// Sigma of the lognormal around a mean that the description gives without a spread.
 pub const SPREAD: f64 = 0.5;
-/// Longest gap of [`Shape::Slow`], in seconds.
+/// Most tokens of a change to review.
+const LONGEST_CHANGE: u32 = 26_000;
+/// Longest gap of [`Shape::Slow`], [`Shape::Review`] and [`Shape::Desk`], in seconds.
 pub const SLOW_LIMIT_S: f64 = 240.0;
 /// Time between two bursts of [`Shape::Bursts`].
 pub const BURST: Duration = Duration::from_secs(10);
@@ -133,14 +143,14 @@ const ORCH_SECOND: f64 = 50.0 / 164.0;
 pub const TOOL: ToolId = ToolId(0);
 /// An orchestrator's expert.
 pub const EXPERT: ToolId = ToolId(1);
-/// A coder's build.
+/// A coder's build, a reviewer's test run.
 pub const BUILD: ToolId = ToolId(2);
 /// The tools' names, by number.
 pub const TOOLS: [&str; 3] = ["environment", "call_expert", "build"];
 
 /// The shared prefixes' names, by number.
-pub const GROUPS: [&str; 8] = [
-    "tau2-a", "tau2-b", "tau2-c", "swe", "retail", "airline", "res", "cod",
+pub const GROUPS: [&str; 10] = [
+    "tau2-a", "tau2-b", "tau2-c", "swe", "retail", "airline", "res", "cod", "review", "desk",
 ];
 
 /// The shape of one program, where a shape mixes several: what decides its prefix and its steps.
@@ -151,6 +161,8 @@ enum Kind {
     Orch { domain: u32, forks: bool },
     Research,
     Coding,
+    Review,
+    Desk,
 }
 
 impl Kind {
@@ -162,6 +174,8 @@ impl Kind {
             Self::Orch { domain, .. } => (4 + domain, ORCH[domain as usize].0),
             Self::Research => (6, 2_500),
             Self::Coding => (7, 12_000),
+            Self::Review => (8, 3_000),
+            Self::Desk => (9, 1_200),
         }
     }
 }
@@ -198,8 +212,13 @@ impl Generator {
             Kind::Orch { .. } => self.dice.random_range(5..=24),
             Kind::Research => self.dice.random_range(4..=12),
             Kind::Coding => self.dice.random_range(10..=30),
+            Kind::Review => self.dice.random_range(3..=9),
+            Kind::Desk => self.dice.random_range(8..=24),
         };
-        let steps = (0..count).map(|_| self.step(kind)).collect();
+        let mut steps: Vec<_> = (0..count).map(|_| self.step(kind)).collect();
+        if matches!(kind, Kind::Review) {
+            steps[0].added = self.tokens(9_000.0, 0.6).min(LONGEST_CHANGE);
+        }
         let name = format!("{}-{}", GROUPS[group as usize], self.drawn);
         self.drawn += 1;
         Program {
@@ -230,6 +249,8 @@ impl Generator {
             Shape::Forks => self.orch(true),
             Shape::Research => Kind::Research,
             Shape::Coding => Kind::Coding,
+            Shape::Review => Kind::Review,
+            Shape::Desk => Kind::Desk,
             Shape::Blend => [Kind::Research, Kind::Swe, Kind::Coding][self.dice.random_range(0..3)],
         }
     }
@@ -268,6 +289,17 @@ impl Generator {
                 let (added, output) = (self.around_with(1_400.0, 1.0), self.around(320.0));
                 Step::new(added, output, self.lognormal(8.0, 1.2), tool)
             }
+            Kind::Review => {
+                let (added, output) = (self.around(900.0), self.around(280.0));
+                let (median, sigma, tool) = if self.dice.random_bool(0.25) {
+                    (45.0, 0.7, BUILD)
+                } else {
+                    (0.3, SPREAD, TOOL)
+                };
+                let gap_s = self.lognormal(median, sigma).min(SLOW_LIMIT_S);
+                Step::new(added, output, gap_s, GapKind::Tool(tool))
+            }
+            Kind::Desk => self.desk_step(),
             Kind::Coding => {
                 let (added, output) = (self.around(700.0), self.around(90.0));
                 let (median, tool) = if self.dice.random_bool(0.12) {
@@ -283,6 +315,21 @@ impl Generator {
                 )
             }
         }
+    }
+
+    fn desk_step(&mut self) -> Step {
+        let output = self.around(160.0);
+        if self.dice.random_bool(0.45) {
+            let gap_s = self.lognormal(28.0, 0.8).min(SLOW_LIMIT_S);
+            return Step::new(self.around(90.0), output, gap_s, GapKind::UserTurn);
+        }
+        let gap_s = self.dice.random_range(0.15..0.9);
+        Step::new(
+            self.around_with(1_100.0, 0.8),
+            output,
+            gap_s,
+            GapKind::Tool(TOOL),
+        )
     }
 
     fn swe_gap_s(&mut self) -> f64 {

@@ -46,7 +46,7 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub policy: Vec<String>,
 
-    /// What the programs look like: orch, tau2-lognormal, swe, mix, slow, bursts, forks, res, cod, blend, or tau2 for
+    /// What the programs look like: orch, tau2-lognormal, swe, mix, slow, bursts, forks, res, cod, blend, review, desk, or tau2 for
     /// the recorded trajectories in an order drawn from the seed [default: orch]
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub shape: Vec<String>,

@@ -52,7 +52,16 @@ const FEW: Defaults = Defaults {
 
 /// The experiment.
 const GRID: Defaults = Defaults {
-    shapes: &["orch", "tau2", "tau2-lognormal", "swe", "mix", "slow"],
+    shapes: &[
+        "orch",
+        "tau2",
+        "tau2-lognormal",
+        "swe",
+        "mix",
+        "slow",
+        "review",
+        "desk",
+    ],
     concurrency: &[4, 8, 16, 32, 64, 128, 256],
     kv_tokens: &[50_000, 95_488, 200_000, 400_000],
     prefill: &[1.0, 3.0],

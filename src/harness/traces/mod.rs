@@ -24,7 +24,7 @@ use crate::policy;
 /// Flags of `kvgate trace`.
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// Shape to draw from (orch, tau2-lognormal, swe, mix, slow, res, cod, blend), or tau2 for the recorded
+    /// Shape to draw from (orch, tau2-lognormal, swe, mix, slow, res, cod, blend, review, desk), or tau2 for the recorded
     /// trajectories in another order; with --from, the built-in trace to make (tau2 or swe)
     #[arg(value_name = "SHAPE")]
     pub shape: String,
