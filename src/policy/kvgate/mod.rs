@@ -122,8 +122,8 @@ impl Kvgate {
         self.returns.foretell(program, returns_at);
     }
 
-    /// Takes every gap for `factor` times as long as was seen, `factor` above 0, but for those foretold. What wrong
-    /// gaps would cost; never set by the gate.
+    /// Learns every gap as `factor` times as long as it was, `factor` above 0. What wrong gaps would cost; never set by
+    /// the gate.
     pub const fn believe_gaps(&mut self, factor: f64) {
         self.returns.believe(factor);
     }
