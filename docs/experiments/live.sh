@@ -1,5 +1,6 @@
 #!/bin/bash
 # Plays the cells of a plan on a live vLLM until a budget is spent, and goes on where it left off when it is run again.
+# A cell that is not done within three times its seconds, or when the budget is spent, is broken off and says so.
 #   live.sh PLAN SETS WORK RESULT.tar.xz BUDGET_S
 # PLAN has a line a cell: KV_BLOCKS SET CONCURRENCY POLICY SECONDS, the seconds as the simulation has them; SETS holds
 # SET.jsonl; WORK the run directories, kept between calls; RESULT is written anew after each cell, with this call's cells.
@@ -90,7 +91,8 @@ while read -r blocks set concurrency policy seconds; do
   esac
   curl -sf -m 5 "http://127.0.0.1:$port/metrics" > "$dir/before.txt"
   look "$dir" & looker=$!
-  timeout $((seconds * 3 + 60)) "$kvgate" quickstart --backend "http://127.0.0.1:$port" --trace "$sets/$set.jsonl" --concurrency "$concurrency" \
+  limit=$((seconds * 3 + 60)) left=$((budget - SECONDS + began))
+  timeout $((limit < left ? limit : left)) "$kvgate" quickstart --backend "http://127.0.0.1:$port" --trace "$sets/$set.jsonl" --concurrency "$concurrency" \
     --policies "$policy" "${flags[@]}" --stand-in --quiet --keep --out "$work/runs/$set-kv$blocks" > "$dir/play.txt" 2>&1
   status=$?
   kill $looker
