@@ -35,10 +35,7 @@ fn one_interrupt_ends_the_cell_and_keeps_its_records_and_resume_plays_it() {
     assert!(resumed.status.success(), "{}", said(&resumed));
     assert_eq!(phase(&dir), "done");
     assert_eq!(lines(&dir.join("programs.jsonl")).len(), 8);
-    assert!(
-        dir.join("interrupted/kvgate-c2-1/programs.jsonl")
-            .exists()
-    );
+    assert!(dir.join("interrupted/kvgate-c2-1/programs.jsonl").exists());
 }
 
 #[test]
