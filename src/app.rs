@@ -89,7 +89,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Ok(complain(&error)),
     };
     raise_open_files();
-    let policy = config.policy.name();
+    let (policy, advice) = (config.policy.name(), config.policy.advice());
     let mut gate = proxy::start(config).await?;
     for backend in &gate.proxy().backends {
         if !backend.is_up() {
@@ -97,6 +97,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         }
     }
     tracing::info!(policy, addr = %gate.addr(), "serving");
+    if let Some(advice) = advice {
+        tracing::info!(policy, "{advice}");
+    }
     say(&format!("listening on http://{}", gate.addr()));
     tokio::select! {
         stop = stop_signal() => stop?,

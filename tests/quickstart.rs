@@ -31,7 +31,7 @@ fn one_command_plays_every_policy_and_prints_the_table() {
         "{text}{}",
         String::from_utf8_lossy(&run.stderr)
     );
-    for policy in ["baseline", "thunderreact", "continuum"] {
+    for policy in ["baseline", "thunderagent", "kvgate"] {
         assert!(text.contains(&format!("tau2 C=2 {policy}: ")), "{text}");
         let cell = temp.path().join(format!("runs/c2-{policy}"));
         for file in [

@@ -66,7 +66,7 @@ pub struct ServeOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<String>,
 
-    /// Scheduling policy; README.md says when each is worse [default: baseline]
+    /// Scheduling policy; README.md says when each is worse [default: kvgate]
     #[arg(
         long,
         env = "KVGATE_POLICY",
@@ -317,7 +317,8 @@ impl Effective {
             .map_err(|error: toml::de::Error| explain(path, &error.to_string()))?;
         let routes = routes::merge(written, &options.route)
             .map_err(|error| explain(path, &error.to_string()))?;
-        let name = options.policy.as_deref().unwrap_or(policy::baseline::NAME);
+        let default = policy::Config::default().name();
+        let name = options.policy.as_deref().unwrap_or(default);
         let own = policies
             .iter_mut()
             .find(|(known, _)| *known == name)
@@ -620,6 +621,26 @@ mod tests {
         let default = proxy::Config::default();
         assert_eq!((config.max_body, config.max_programs), (1, 3));
         assert_eq!(config.max_connections, default.max_connections);
+    }
+
+    #[test]
+    fn where_no_policy_is_named_it_is_kvgate_and_the_help_says_so() {
+        let unnamed = load(&backend(), "max_body = 1").unwrap();
+        let kvgate = policy::Config::Kvgate(policy::kvgate::Config::default());
+        assert_eq!(unnamed.check().unwrap().policy, kvgate);
+        assert_eq!(proxy::Config::default().policy, kvgate);
+        let printed = unnamed.print().unwrap();
+        assert!(printed.contains("policy = \"kvgate\""), "{printed}");
+        assert!(printed.contains("[kvgate]\n"), "{printed}");
+        let command = ServeOptions::augment_args(clap::Command::new("serve"));
+        let mut flags = command.get_arguments();
+        let help = flags.find(|flag| flag.get_id() == "policy").unwrap();
+        let help = help.get_help().unwrap().to_string();
+        assert!(help.ends_with("[default: kvgate]"), "{help}");
+
+        let set = load(&backend(), "[kvgate]\nmax_held = 7").unwrap();
+        let set = set.check().unwrap().policy;
+        assert!(matches!(set, policy::Config::Kvgate(config) if config.max_held == 7));
     }
 
     #[test]

@@ -120,8 +120,15 @@ pub enum Config {
     Kvgate(kvgate::Config),
 }
 
+impl Default for Config {
+    /// The policy where none is named.
+    fn default() -> Self {
+        Self::Kvgate(kvgate::Config::default())
+    }
+}
+
 impl Config {
-    /// The names accepted by `--policy`, in the order of the documentation.
+    /// The names accepted by `--policy`, in the order in which they are listed.
     pub const NAMES: [&'static str; 6] = [
         baseline::NAME,
         thunderreact::NAME,
@@ -130,6 +137,27 @@ impl Config {
         concurrency::NAME,
         kvgate::NAME,
     ];
+
+    /// What whoever starts a gate with this policy has to know; `None` where there is nothing.
+    pub const fn advice(&self) -> Option<&'static str> {
+        if let Self::Kvgate(_) = self {
+            return Some(
+                "a request without a program passes at once, and so does every request until /metrics of the backend \
+                 tell its KV capacity; vLLM's --enable-prompt-tokens-details lets the policy learn from cached tokens; \
+                 --policy baseline is the plain proxy",
+            );
+        }
+        None
+    }
+
+    /// Whether the policy lets everything pass on a backend that does not tell its KV capacity.
+    pub const fn needs_capacity(&self) -> bool {
+        match self {
+            Self::Baseline(_) | Self::ThunderReact(_) | Self::Concurrency(_) => false,
+            Self::Continuum(config) => config.kv_budget_tokens.is_none(),
+            Self::ThunderAgent(_) | Self::Kvgate(_) => true,
+        }
+    }
 
     /// The policy called `name` with its default configuration; `None` for an unknown name.
     pub fn by_name(name: &str) -> Option<Self> {

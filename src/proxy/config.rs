@@ -78,7 +78,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 1900)),
             backends: Vec::new(),
             routes: Vec::new(),
-            policy: policy::Config::Baseline(policy::baseline::Config::default()),
+            policy: policy::Config::default(),
             identity: Source::defaults(),
             infer_programs: false,
             forward_priority: false,

@@ -128,7 +128,9 @@ impl Scrape {
             blocks.checked_mul(block_size?)
         };
         self.block_size = self.block_size.or(block_size);
-        if let Some(capacity) = number("kv_cache_size_tokens").or_else(from_blocks) {
+        let tokens = number("kv_cache_size_tokens").or_else(from_blocks);
+        // A cache of no tokens serves nobody: the server has not measured it yet.
+        if let Some(capacity) = tokens.filter(|tokens| *tokens > 0) {
             self.kv_capacity = Some(self.kv_capacity.unwrap_or_default() + Tokens(capacity));
         }
     }
@@ -383,6 +385,17 @@ mod tests {
         let scrape = Scrape::parse(RUST_FRONT_END);
         assert_eq!((scrape.prefix_hits, scrape.prefix_queries), (2912, 4914));
         assert_eq!((scrape.kv_capacity, scrape.block_size), (None, None));
+    }
+
+    #[test]
+    fn a_cache_of_no_tokens_has_not_been_measured() {
+        for labels in [
+            "kv_cache_size_tokens=\"0\"",
+            "block_size=\"16\",num_gpu_blocks=\"1\"",
+        ] {
+            let scrape = Scrape::parse(&format!("vllm:cache_config_info{{{labels}}} 1\n"));
+            assert_eq!(scrape.kv_capacity, None, "{labels}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::support::{
     send, until_gone,
 };
 
-const CELL: &str = "baseline-c2";
+const CELL: &str = "kvgate-c2";
 
 /// Plays a cell until its first task has ended, sends `signal` to the process that is a `role`, and waits for the end.
 fn hit(dir: &Path, more: &str, role: &str, signal: Signal) {
@@ -69,7 +69,7 @@ fn an_engine_that_dies_is_named() {
 #[test]
 fn what_ends_one_cell_of_a_matrix_ends_no_other() {
     let (_temp, dir) = place();
-    let line = replay("matrix", 4, 100, &dir) + " --concurrency 2 --policy baseline,thunderagent";
+    let line = replay("matrix", 4, 100, &dir) + " --concurrency 2 --policy kvgate,thunderagent";
     let mut playing = Playing::start(&line, &dir);
     playing.until_ended(CELL, 1);
     send(playing.children()["engine"], Signal::KILL);

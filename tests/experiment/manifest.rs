@@ -58,7 +58,7 @@ fn an_admin_token_is_refused_in_the_file_and_taken_from_the_environment_and_stan
 
     let mut command = kvgate(&format!("experiment {line}"));
     let mut playing = Playing::of(command.env("KVGATE_ADMIN_TOKEN", TOKEN), &dir);
-    playing.until_ended("baseline-c2", 1);
+    playing.until_ended("kvgate-c2", 1);
     let manifest = json(&dir.join("manifest.json")).expect("a manifest");
     let gate = manifest["url"].as_str().expect("a URL");
     let mut gate = TcpStream::connect(gate.trim_start_matches("http://")).expect("the gate");

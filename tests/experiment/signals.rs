@@ -18,7 +18,7 @@ fn one_interrupt_ends_the_cell_and_keeps_its_records_and_resume_plays_it() {
     let (_temp, dir) = place();
     let line = replay("run", 8, 60, &dir) + " --concurrency 2";
     let mut playing = Playing::start(&line, &dir);
-    playing.until_ended("baseline-c2", 1);
+    playing.until_ended("kvgate-c2", 1);
     let children = playing.children();
 
     playing.signal(Signal::INT);
@@ -35,10 +35,7 @@ fn one_interrupt_ends_the_cell_and_keeps_its_records_and_resume_plays_it() {
     assert!(resumed.status.success(), "{}", said(&resumed));
     assert_eq!(phase(&dir), "done");
     assert_eq!(lines(&dir.join("programs.jsonl")).len(), 8);
-    assert!(
-        dir.join("interrupted/baseline-c2-1/programs.jsonl")
-            .exists()
-    );
+    assert!(dir.join("interrupted/kvgate-c2-1/programs.jsonl").exists());
 }
 
 #[test]
@@ -46,7 +43,7 @@ fn a_second_interrupt_ends_at_once_what_the_first_one_lets_end() {
     let (_temp, dir) = place();
     let line = replay("run", 8, 60, &dir) + " --concurrency 2";
     let mut playing = Playing::start(&line, &dir);
-    playing.until_ended("baseline-c2", 1);
+    playing.until_ended("kvgate-c2", 1);
     let children = playing.children();
     // Nobody answers any more, so that there is something to wait for.
     send(children["engine"], Signal::STOP);

@@ -124,6 +124,7 @@ async fn a_pin_that_waits_for_its_programs_return_is_counted_as_handed_off() {
 async fn a_policy_that_cannot_be_says_why_and_changes_nothing() {
     let stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
+    let settings = gate.json("/policy").await["settings"].clone();
     for (body, words) in [
         (json!({"policy": "fifo"}), "choose one of baseline"),
         (
@@ -145,7 +146,9 @@ async fn a_policy_that_cannot_be_says_why_and_changes_nothing() {
             "{error}"
         );
     }
-    assert_eq!(gate.json("/policy").await["policy"], "baseline");
+    let after = gate.json("/policy").await;
+    assert_eq!(after["policy"], PolicyConfig::default().name());
+    assert_eq!(after["settings"], settings);
 }
 
 #[tokio::test]

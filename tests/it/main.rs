@@ -22,5 +22,6 @@ mod metrics;
 mod passthrough;
 mod priority;
 mod routes;
+mod start;
 mod streaming;
 mod support;

@@ -106,8 +106,11 @@ impl Stage {
         let temp = tempfile::tempdir().expect("a folder");
         let (model, requests) = model().await;
         let mut serve = Command::new(env!("CARGO_BIN_EXE_kvgate"));
-        let gate =
-            Server::start(serve.args(["serve", "--listen", "127.0.0.1:0", "--backend", &model]));
+        let gate = Server::start(
+            serve
+                .args(["serve", "--listen", "127.0.0.1:0", "--policy", "baseline"])
+                .args(["--backend", &model]),
+        );
         let settings = Settings {
             checkout: checkout(&temp.path().join("fork"), retail, airline),
             python: Python {

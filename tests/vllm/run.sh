@@ -103,7 +103,7 @@ out_reserve_tokens = 512
 headroom = 0.0
 END
 start gate "$gate" serve --listen "127.0.0.1:$baseline" --backend "$(url "$priority")" \
-  --run-dir "$work/run" --sample-interval 0.5
+  --policy baseline --run-dir "$work/run" --sample-interval 0.5
 start gate-holding "$gate" serve --listen "127.0.0.1:$holding" --backend "$(url "$priority")" \
   --policy continuum --config "$work/holding.toml"
 # Room for everything: what has to wait does so inside vLLM, in the order of the ranking.

@@ -27,7 +27,7 @@ pub const FILE: &str = "experiment.toml";
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Scheduling policies; `direct` plays without a gate [default: baseline]
+    /// Scheduling policies; `direct` plays without a gate [default: kvgate]
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Experiment")]
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list")]
     pub policy: Vec<String>,
@@ -206,7 +206,7 @@ impl Options {
     /// The policies in the order named.
     pub fn policies(&self) -> Vec<String> {
         if self.policy.is_empty() {
-            vec!["baseline".to_owned()]
+            vec![policy::Config::default().name().to_owned()]
         } else {
             self.policy.clone()
         }
@@ -333,6 +333,19 @@ mod tests {
         assert_eq!(sum.gate["program_idle"].as_float(), Some(60.0));
         let again: Options = toml::from_str(&sum.to_toml().unwrap()).unwrap();
         assert_eq!(again.to_toml().unwrap(), sum.to_toml().unwrap());
+    }
+
+    #[test]
+    fn where_no_policy_is_named_it_is_kvgate_and_the_help_says_so() {
+        let (_temp, file) = file("concurrency = 2\n");
+        let options = Options::default().over(Some(&file)).unwrap();
+        assert_eq!(options.policies(), ["kvgate"]);
+        assert_eq!(options.places()[0].policy, "kvgate");
+        let command = Options::augment_args(clap::Command::new("run"));
+        let mut flags = command.get_arguments();
+        let help = flags.find(|flag| flag.get_id() == "policy").unwrap();
+        let help = help.get_help().unwrap().to_string();
+        assert!(help.ends_with("[default: kvgate]"), "{help}");
     }
 
     #[test]

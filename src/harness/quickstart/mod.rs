@@ -41,7 +41,7 @@ const LENGTH_SLACK: u32 = 20;
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct QuickstartArgs {
     /// Policies to compare; with --backend also `direct`: no gate at all
-    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', default_values = ["baseline", "thunderreact", "continuum"])]
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', default_values = ["baseline", "thunderagent", "kvgate"])]
     pub policies: Vec<String>,
     /// Programs in flight, one row of the table each
     #[arg(long, value_name = "C", num_args = 1.., value_delimiter = ',', default_values_t = [8, 32, 64])]
