@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn the_grid_is_the_experiment() {
         let of = |line: &str| jobs(&args(line)).unwrap().len();
-        let cells = 6 * 7 * 4 * 2 * 5;
+        let cells = 8 * 7 * 4 * 2 * 5;
         assert_eq!(of("simulate --grid --policy baseline"), cells);
         let everybody = crate::policy::Config::NAMES.len() + contender::BOUNDS.len();
         assert_eq!(of("simulate --grid"), cells * everybody);

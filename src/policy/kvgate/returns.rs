@@ -73,18 +73,20 @@ impl Class {
 
     /// Holds a gap against the rate that was drawn before it, and asked for: others decided nothing.
     ///
-    /// Waiting for the horizon or the return, whichever is first, the rate times the wait is what it promises.
+    /// Waiting for the return or the horizon, whichever is first, the rate times the wait is what it promises. The horizon
+    /// is stretched a little: a regular tool that becomes slower answers just beyond it, and not far too late.
     fn judge(&mut self, gap: f32) {
         let Some(horizon_s) = self.horizon_s else {
             return;
         };
+        let horizon_s = horizon_s / ENOUGH;
         let came = f32::from(u8::from(gap <= horizon_s));
         let promised = self.rates[0] * gap.min(horizon_s);
         self.came += (came - self.came) / JUDGED;
         self.promised += (promised - self.promised) / JUDGED;
     }
 
-    /// Factor on the rates: 1 while enough of what they promise comes, then what part of that does.
+    /// Factor on the rates: 1 while [`ENOUGH`] of what they promise comes, below that in proportion.
     fn trust(&self) -> f32 {
         let part = (self.came + UNJUDGED) / (self.promised + UNJUDGED);
         (part / ENOUGH).min(1.0)
@@ -104,7 +106,7 @@ impl Class {
         self.stale += 1;
     }
 
-    /// The rate at `age`; drawn anew once an eighth of the gaps has changed.
+    /// The rate at `age`; drawn anew once a quarter of the gaps has changed.
     fn rate(&mut self, age: Duration) -> f32 {
         if self.stale * 4 > self.sorted.len() {
             self.stale = 0;
@@ -350,6 +352,21 @@ mod tests {
             last = rate(&mut returns, class, 0.0);
         }
         last
+    }
+
+    #[test]
+    fn a_regular_tool_that_becomes_slower_keeps_its_rate() {
+        let mut returns = Returns::new();
+        let class = returns.class(0, LS);
+        let mut gap_s = 1.0;
+        for n in 0..600_u32 {
+            gap_s *= 1.003;
+            let jitter = f64::from(n * 37 % 100) / 1e4;
+            returns.observe(class, Duration::from_secs_f64(gap_s * (1.0 + jitter)));
+            rate(&mut returns, class, 0.0);
+        }
+        let ratio = rate(&mut returns, class, 0.0) * gap_s;
+        assert!((0.9..1.5).contains(&ratio), "{ratio} returns in a gap");
     }
 
     #[test]

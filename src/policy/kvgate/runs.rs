@@ -11,6 +11,9 @@ use crate::policy::{Arrival, BackendId, Decisions, ProgramId, RequestId, Time, T
 /// Part of the expected output that a running request is counted with, on average over its run.
 const OUTPUT_PART: f64 = 0.3;
 
+/// Part of its time within which a whole reply that is not streamed arrives.
+const ONE_PIECE: f64 = 1.0 / 256.0;
+
 /// A request that runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
@@ -29,6 +32,15 @@ pub(super) struct Run {
     foretold: Here,
     /// Tokens counted for its program's growth.
     growth: f64,
+}
+
+impl Run {
+    /// Whether the reply, complete at `now`, was not streamed: its first token came with its last, and says neither when
+    /// prefill was over nor how fast tokens come.
+    fn came_in_one_piece(&self, now: Time) -> bool {
+        let first = self.first_token.unwrap_or(now);
+        now.since(first).as_secs_f64() < ONE_PIECE * now.since(self.admitted).as_secs_f64()
+    }
 }
 
 /// A count of tokens in the width that the tables use.
@@ -167,13 +179,17 @@ impl Kvgate {
         cache.end(run.private, run.growth);
         let Some(usage) = usage else { return };
         self.groups.get_mut(run.group).observe_step(usage.output);
+        let mut run = *run;
+        if run.came_in_one_piece(now) {
+            (run.first_token, run.prefilled_alone) = (None, false);
+        }
         if let Some(first) = run.first_token {
             let rest = usage.output - Tokens(1);
             let decode_s = now.since(first).as_secs_f64();
             cache.price.observe_decode(now, rest, decode_s);
         }
         if let Some(cached) = usage.cached {
-            self.learn(run, backend, usage.prompt, cached);
+            self.learn(&run, backend, usage.prompt, cached);
         }
     }
 

@@ -242,6 +242,36 @@ fn without_an_identity_or_a_known_capacity_everything_passes_at_once() {
 }
 
 #[test]
+fn a_reply_in_one_piece_says_nothing_of_the_engines_speed_and_a_streamed_one_does() {
+    let mut gate = Gate::new(100_000);
+    let learnt = |gate: &Gate| (gate.value("phi"), gate.value("prefill_us_per_token"));
+    let before = learnt(&gate);
+    let mut serve = |prompt: u64, decode_s: f64| {
+        assert!(gate.arrive(0, prompt));
+        gate.wait(Tokens(prompt).as_f64() * 1e-4);
+        gate.tell(&Event::FirstToken {
+            request: RequestId(0),
+        });
+        gate.wait(decode_s);
+        gate.finish(0, prompt, Some(0));
+        gate.gap(0, LS);
+        learnt(&gate)
+    };
+    for n in 0..200_u32 {
+        // It came with a jitter of the network, of a part that differs.
+        assert_eq!(
+            serve(500 + u64::from(n % 10) * 100, 1e-6 * f64::from(1 + n % 7)),
+            before
+        );
+    }
+    let mut after = before;
+    for n in 0..200_u32 {
+        after = serve(500 + u64::from(n % 10) * 100, 0.02);
+    }
+    assert!(after.0 > 0.7 && after.1 > 60.0, "{after:?}");
+}
+
+#[test]
 fn reports_that_contradict_the_gate_open_it() {
     let mut gate = Gate::new(100_000);
     for _ in 0..100 {
