@@ -92,6 +92,7 @@ while read -r blocks set concurrency policy seconds; do
   curl -sf -m 5 "http://127.0.0.1:$port/metrics" > "$dir/before.txt"
   look "$dir" & looker=$!
   limit=$((seconds * 3 + 60)) left=$((budget - SECONDS + began))
+  [ "$left" -gt 0 ] || break
   timeout $((limit < left ? limit : left)) "$kvgate" quickstart --backend "http://127.0.0.1:$port" --trace "$sets/$set.jsonl" --concurrency "$concurrency" \
     --policies "$policy" "${flags[@]}" --stand-in --quiet --keep --out "$work/runs/$set-kv$blocks" > "$dir/play.txt" 2>&1
   status=$?

@@ -353,13 +353,16 @@ fn at_threshold(index: usize, policies: &Policies<'_>) -> AtThreshold {
     }
 }
 
-/// A run's figure where it may decide: a doubtful or short window may not.
+/// A run's figure where it may decide: a doubtful or short window may not, nor a whole run that holds a pause.
 fn deciding_value(metric: &Metric, run: &Entry) -> Result<f64, String> {
     if metric.wins == Some(Wins::InWindow) {
         if let Some(why) = &run.no_window {
             return Err(why.clone());
         }
         long_enough(&run.measures.window)?;
+    }
+    if metric.wins == Some(Wins::OverRun) && run.resumed {
+        return Err("a run that was resumed: its pause counts".to_owned());
     }
     (metric.of)(&run.measures)
 }

@@ -161,6 +161,17 @@ fn an_incomplete_run_never_wins_and_its_repeats_do() {
 }
 
 #[test]
+fn a_run_that_was_resumed_decides_nothing_about_the_whole_run() {
+    let mut paused = run("baseline", 8, 100, 300);
+    paused.intake.resumed = vec!["1970-01-01T00:03:20+00:00".to_owned()];
+    let runs = [paused, run("continuum", 8, 150, 300)];
+    assert_eq!(
+        verdict(&runs, "whole_tasks_per_min"),
+        "none (baseline has a run that was resumed: its pause counts)"
+    );
+}
+
+#[test]
 fn a_missing_or_short_window_is_shown_and_names_no_winner() {
     let mut cold = run("continuum", 8, 100, 300);
     cold.series[0]

@@ -112,7 +112,7 @@ pub struct SimulateArgs {
     pub out: Option<PathBuf>,
 
     /// Print the tables of these files of rows, and nothing else: no cell is run
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["grid", "out", "policy", "against", "calibration"])]
     pub from: Vec<PathBuf>,
 
     /// File to append one JSON object a program to, with when it began and ended

@@ -39,7 +39,15 @@ fn best<'a>(setting: &Setting, contenders: &'a [String]) -> Option<(f64, &'a str
     speedups.max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
+/// Whether every policy has been run in the setting, so that its best and its worst are theirs.
+fn is_whole(setting: &Setting, contenders: &[String]) -> bool {
+    policies(contenders).all(|name| setting.speedup(name, makespan).is_some())
+}
+
 fn is_pressured(setting: &Setting, contenders: &[String]) -> bool {
+    if !is_whole(setting, contenders) {
+        return false;
+    }
     let speedups = policies(contenders).filter_map(|name| setting.speedup(name, makespan));
     let worst = speedups.fold(f64::INFINITY, f64::min);
     best(setting, contenders).is_some_and(|(best, _)| best / worst > PRESSURE)
@@ -97,6 +105,14 @@ pub(super) fn summary(text: &mut String, settings: &[Setting], contenders: &[Str
         settings.iter().filter(pressured).count(),
         "policy",
     );
+    let whole = |setting: &&Setting| is_whole(setting, contenders);
+    let missing = settings.len() - settings.iter().filter(whole).count();
+    if missing > 0 {
+        let _infallible = writeln!(
+            text,
+            "({missing} settings lack a policy: they count in the means over all, not as pressured)"
+        );
+    }
     for name in contenders {
         standing(text, (name, width), settings, contenders);
     }

@@ -344,6 +344,15 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_that_lacks_a_policy_is_not_pressured() {
+        let mut rows = rows();
+        rows.extend([row(REFERENCE, 4, 1, 100.0), row("new", 4, 1, 10.0)]);
+        let text = render(&rows);
+        assert!(text.contains("0 of them pressured"), "{text}");
+        assert!(text.contains("(3 settings lack a policy"), "{text}");
+    }
+
+    #[test]
     fn what_a_policy_was_told_makes_a_setting_of_its_own() {
         let mut rows = vec![row(REFERENCE, 4, 1, 100.0), row(REFERENCE, 4, 1, 50.0)];
         rows[1].key.believed_gaps = 2.0;
