@@ -348,8 +348,10 @@ mod tests {
         let mut rows = rows();
         rows.extend([row(REFERENCE, 4, 1, 100.0), row("new", 4, 1, 10.0)]);
         let text = render(&rows);
-        assert!(text.contains("0 of them pressured"), "{text}");
-        assert!(text.contains("(3 settings lack a policy"), "{text}");
+        assert!(text.contains("(2 settings lack a policy"), "{text}");
+        // Without the one at C = 4, `other` would be judged under pressure at C = 128, where it has 0.800.
+        let other = fields(&text, "worst setting", "other");
+        assert_eq!(other[1..3], ["0.928", "1.000"], "{text}");
     }
 
     #[test]
