@@ -32,7 +32,7 @@ COUNTERS = {
     "queried": "vllm:prefix_cache_queries_total",
     "hit": "vllm:prefix_cache_hits_total",
 }
-POLICIES = ["baseline", "thunderreact", "thunderagent", "continuum", "concurrency"]
+POLICIES = ["baseline", "thunderreact", "thunderagent", "continuum", "concurrency", "kvgate"]
 
 
 # By default ThunderReact waits 2.5 and 10 s between its acts, of which this engine's few seconds leave it hardly one.
