@@ -35,14 +35,14 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "DIR[=POLICY]", num_args = 1..)]
     pub against: Vec<String>,
 
-    /// The whole grid: each list below that is not given takes the experiment's values (two thousand settings with five
-    /// seeds each; use --out)
+    /// The whole grid: each list below that is not given takes the experiment's values (448 settings with five seeds
+    /// each; use --out)
     #[arg(long)]
     pub grid: bool,
 
     /// Policies to compare, `NAME` or `NAME:KEY=VALUE;KEY=VALUE`; `infinite-kv` is no gate on a cache that holds
     /// everything, `clairvoyant` the policy kvgate that knows when each idle program returns, `bound` a makespan that
-    /// nobody can beat [default: all policies; with --grid, these bounds too]
+    /// nobody can beat [default: all policies; with --grid, these three too]
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub policy: Vec<String>,
 
