@@ -189,6 +189,22 @@ async fn a_server_is_up_if_it_is_healthy_or_lists_its_models_or_wants_a_key() {
 }
 
 #[tokio::test]
+async fn a_server_over_tls_is_asked_for_a_connection_and_no_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let asked = endpoint(format!("https://{}", listener.local_addr().unwrap()), None);
+    let open = only(&asked).await;
+    assert!(
+        open.problem.contains("not asked for over https"),
+        "{open:?}"
+    );
+    assert!(!is_fatal(&[open]));
+    drop(listener);
+    let closed = only(&asked).await;
+    assert!(closed.problem.contains("connection refused"), "{closed:?}");
+    assert!(is_fatal(&[closed]));
+}
+
+#[tokio::test]
 async fn a_server_of_another_model_is_an_error_that_names_both() {
     let url = serve(StatusCode::OK, Ok("/models/other")).await;
     let wrong = only(&endpoint(url.clone(), Some("mine"))).await;
