@@ -160,7 +160,10 @@ pub struct Finish {
 /// The command line of this process, without keys.
 pub fn command_line() -> Vec<String> {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    secrets::without_keys(&words.collect::<Vec<_>>())
+    secrets::clean(
+        &words.collect::<Vec<_>>(),
+        &secrets::values(secrets::variables(), &[]),
+    )
 }
 
 impl Moment {
