@@ -222,6 +222,24 @@ async fn a_server_of_another_model_is_an_error_that_names_both() {
 }
 
 #[tokio::test]
+async fn an_ssh_that_fails_or_is_killed_has_not_been_let_in() {
+    let login = |script: &str| Asked {
+        login: Some(["sh", "-c", script].map(str::to_owned).to_vec()),
+        ..Asked::default()
+    };
+    assert_eq!(
+        found(&login("exit 3")).await,
+        [],
+        "the host's command failed"
+    );
+    let refused = only(&login("echo Permission denied >&2; exit 255")).await;
+    assert_eq!(refused.problem, "Permission denied");
+    let killed = only(&login("kill -9 $$")).await;
+    assert!(killed.problem.contains("signal: 9"), "{killed:?}");
+    assert!(is_fatal(&[killed]));
+}
+
+#[tokio::test]
 async fn a_gpu_on_which_somebody_computes_is_named_with_the_process_and_a_free_one_is_not() {
     let need = |devices: &[u32], free_mib| Asked {
         gpu: Some(GpuNeed {
