@@ -13,6 +13,7 @@ mod matrix;
 mod preflight;
 #[path = "../support/python.rs"]
 mod python;
+mod resume;
 #[path = "../support/server.rs"]
 mod server;
 mod signals;

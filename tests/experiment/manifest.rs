@@ -74,3 +74,19 @@ fn an_admin_token_is_refused_in_the_file_and_taken_from_the_environment_and_stan
         assert!(!text.contains(TOKEN), "{}", file.display());
     }
 }
+
+#[test]
+fn a_key_that_the_command_line_holds_under_no_flag_for_keys_is_in_neither_state_nor_manifest() {
+    const KEY: &str = "sk-of-a-test";
+    let (temp, dir) = place();
+    let file = temp.path().join(KEY);
+    fs::write(&file, "").expect("a file");
+    let line = replay("run", 1, 150, &dir) + " --concurrency 1 --policy direct";
+    let mut command = kvgate(&format!("experiment {line} --config {}", file.display()));
+    let run = command.env("TEST_API_KEY", KEY).output().expect("it runs");
+    assert!(run.status.success(), "{}", said(&run));
+    for name in ["state.json", "manifest.json"] {
+        let text = fs::read_to_string(dir.join(name)).expect("a file");
+        assert!(text.contains("/***") && !text.contains(KEY), "{text}");
+    }
+}

@@ -237,8 +237,13 @@ async fn begin_record(
 
 /// All settings of the policy that decides, defaults included, which only the gate knows.
 async fn policy_settings(gate: &Server) -> anyhow::Result<Value> {
-    let mut policy = gate.get("/policy").await.context("the gate")?;
-    Ok(policy["settings"].take())
+    settings_in(gate.get("/policy").await.context("the gate")?)
+}
+
+/// The settings in an answer to `GET /policy`.
+fn settings_in(mut policy: Value) -> anyhow::Result<Value> {
+    let settings = policy.get_mut("settings").map(Value::take);
+    settings.context("the gate: GET /policy does not say what settings its policy has")
 }
 
 /// Writes where the models are as the reference's driver is told it, so that a run of ours has that file too.
@@ -416,4 +421,19 @@ pub fn report(dirs: &[PathBuf], out: &std::path::Path) -> anyhow::Result<String>
     let report = Report::of(&runs, crate::harness::window::THRESHOLD_PERCENT);
     report.write(out)?;
     Ok(text::comparison(&report))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_gate_that_does_not_say_its_settings_is_an_error() {
+        let said = settings_in(json!({"policy": "kvgate", "settings": {"a": 1}}));
+        assert_eq!(said.unwrap(), json!({"a": 1}));
+        let error = settings_in(json!({"policy": "kvgate"})).unwrap_err();
+        assert!(error.to_string().contains("GET /policy"), "{error}");
+    }
 }

@@ -160,7 +160,10 @@ pub struct Finish {
 /// The command line of this process, without keys.
 pub fn command_line() -> Vec<String> {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    secrets::without_keys(&words.collect::<Vec<_>>())
+    secrets::clean(
+        &words.collect::<Vec<_>>(),
+        &secrets::values(secrets::variables(), &[]),
+    )
 }
 
 impl Moment {
@@ -227,8 +230,19 @@ impl Record {
         }
     }
 
-    /// Notes that `before`, which was cut short, goes on with this: it began when that did.
+    /// The command lines by which the experiment was played, up to this: the first, then those that went on.
+    pub fn commands(self) -> Vec<Vec<String>> {
+        let mut commands = self.resumed_by;
+        commands.insert(0, self.command);
+        commands
+    }
+
+    /// Notes that `before`, which was cut short, goes on with this: it began when that did, and by its command.
     pub fn go_on(&mut self, before: Self) {
+        if self.command != before.command {
+            let later = std::mem::replace(&mut self.command, before.command);
+            self.resumed_by.insert(0, later);
+        }
         self.resumed = before.resumed;
         self.resumed
             .push(std::mem::replace(&mut self.began, before.began));

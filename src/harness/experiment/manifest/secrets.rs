@@ -15,6 +15,8 @@ const HIDDEN: &str = "***";
 const TELLING: [&str; 6] = ["key", "token", "secret", "passw", "credential", "auth"];
 /// A shorter value is no key, and would be found everywhere: many servers are content with `x`.
 const SHORTEST: usize = 6;
+/// Flags whose values are words of another program's command line.
+const HANDED_ON: [&str; 2] = ["--vllm-arg", "--ssh-arg"];
 /// Variables that change what programs do, by name or by the beginning of it.
 const LISTED: [&str; 22] = [
     "CUDA_VISIBLE_DEVICES",
@@ -87,28 +89,69 @@ pub(super) fn values(
     values
 }
 
+/// A command line without keys: none of the known `secrets`, and nothing that only a flag before it tells.
+pub(super) fn clean(command: &[String], secrets: &[String]) -> Vec<String> {
+    let mut words = without_keys(command);
+    for word in &mut words {
+        hide(word, secrets);
+    }
+    words
+}
+
 /// A command line without what follows a flag for a key, and without passwords in URLs.
 ///
 /// A flag that names the variable of a key, such as `--key-env`, is a flag for a key too; its value is no loss.
 pub(super) fn without_keys(command: &[String]) -> Vec<String> {
     let mut hide_next = false;
-    let mut shown = Vec::with_capacity(command.len());
-    for arg in command {
-        if std::mem::take(&mut hide_next) && !arg.starts_with("--") {
-            shown.push(HIDDEN.to_owned());
-            continue;
-        }
-        match arg.split_once('=') {
-            Some((flag, _)) if flag.starts_with('-') && tells(flag) => {
-                shown.push(format!("{flag}={HIDDEN}"));
-            }
-            _ => {
-                hide_next = arg.starts_with("--") && tells(arg);
-                shown.push(without_password(arg));
-            }
+    let shown = |word: &String| shown(word, &mut hide_next);
+    command.iter().map(shown).collect()
+}
+
+/// A word of a command line as it is written. `hide_next` says that the word before was a flag for a key, and is told
+/// whether this one is.
+fn shown(word: &str, hide_next: &mut bool) -> String {
+    if HANDED_ON.contains(&word) {
+        return word.to_owned();
+    }
+    if let Some((flag, rest)) = word.split_once('=')
+        && HANDED_ON.contains(&flag)
+    {
+        return format!("{flag}={}", shown(rest, hide_next));
+    }
+    if std::mem::take(hide_next) && !word.starts_with("--") {
+        return HIDDEN.to_owned();
+    }
+    let flag = word.split_once('=').map(|(flag, _)| flag);
+    if let Some(flag) =
+        flag.filter(|flag| flag.starts_with('-') && !has_spaces(flag) && tells(flag))
+    {
+        return format!("{flag}={HIDDEN}");
+    }
+    if has_spaces(word) {
+        // A command line in one word, such as `--api-key KEY`, or a text, which stays as it is.
+        let words: Vec<&str> = word.split_whitespace().collect();
+        let clean: Vec<String> = words.iter().map(|word| shown(word, hide_next)).collect();
+        return if clean == words {
+            word.to_owned()
+        } else {
+            clean.join(" ")
+        };
+    }
+    *hide_next = word.starts_with("--") && tells(word);
+    without_password(word)
+}
+
+fn has_spaces(text: &str) -> bool {
+    text.contains(char::is_whitespace)
+}
+
+/// Replaces every one of `secrets` in a text.
+fn hide(text: &mut String, secrets: &[String]) {
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        if text.contains(secret.as_str()) {
+            *text = text.replace(secret.as_str(), HIDDEN);
         }
     }
-    shown
 }
 
 /// `http://USER:PASSWORD@HOST` with both hidden.
@@ -124,18 +167,27 @@ fn without_password(text: &str) -> String {
     }
 }
 
-/// Replaces every one of `secrets` in the texts of `value`, and passwords in its URLs.
+/// Replaces every one of `secrets` in the texts of `value`, what follows a flag for a key in its command lines, and
+/// passwords in its URLs.
 pub(super) fn scrub(value: &mut Value, secrets: &[String]) {
     match value {
         Value::String(text) => {
-            *text = without_password(text);
-            for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-                if text.contains(secret.as_str()) {
-                    *text = text.replace(secret.as_str(), HIDDEN);
+            *text = shown(text, &mut false);
+            hide(text, secrets);
+        }
+        Value::Array(values) => {
+            // A list of words may be a command line, as of an engine.
+            let words = values.iter().map(|value| value.as_str().map(str::to_owned));
+            match words.collect::<Option<Vec<String>>>() {
+                Some(words) => {
+                    *values = clean(&words, secrets)
+                        .into_iter()
+                        .map(Value::from)
+                        .collect();
                 }
+                None => values.iter_mut().for_each(|value| scrub(value, secrets)),
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(|value| scrub(value, secrets)),
         Value::Object(entries) => entries.values_mut().for_each(|value| scrub(value, secrets)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
@@ -198,6 +250,54 @@ mod tests {
         );
         let url = without_keys(&["http://me:pw@host/v1".to_owned(), "a@b".to_owned()]);
         assert_eq!(url, ["http://***@host/v1", "a@b"]);
+    }
+
+    #[test]
+    fn what_is_handed_on_to_another_program_hides_its_keys_too() {
+        let lines = [
+            (
+                "--vllm-arg|--api-key sk-123456|--tasks|4",
+                "--vllm-arg|--api-key ***|--tasks|4",
+            ),
+            (
+                "--vllm-arg=--api-key sk-123456|4",
+                "--vllm-arg=--api-key ***|4",
+            ),
+            (
+                "--vllm-arg=--api-key=sk-123456|4",
+                "--vllm-arg=--api-key=***|4",
+            ),
+            (
+                "--vllm-arg=--api-key|--vllm-arg=sk-123456|4",
+                "--vllm-arg=--api-key|--vllm-arg=***|4",
+            ),
+            (
+                "--vllm-arg|--api-key|--vllm-arg|sk-123456|4",
+                "--vllm-arg|--api-key|--vllm-arg|***|4",
+            ),
+            ("a  text of a key", "a  text of a key"),
+        ];
+        let words = |line: &str| line.split('|').map(str::to_owned).collect::<Vec<_>>();
+        for (line, expected) in lines {
+            assert_eq!(without_keys(&words(line)), words(expected));
+        }
+        let mut spec =
+            json!({"vllm_arg": ["--api-key", "sk-123456"], "run": "serve --api-key sk-123456"});
+        scrub(&mut spec, &[]);
+        assert_eq!(
+            spec,
+            json!({"vllm_arg": ["--api-key", "***"], "run": "serve --api-key ***"})
+        );
+    }
+
+    #[test]
+    fn a_known_key_is_left_out_of_the_command_wherever_it_stands() {
+        let command = ["--header", "Bearer sk-123456", "--tasks"].map(str::to_owned);
+        let known = ["sk-123456".to_owned()];
+        assert_eq!(
+            clean(&command, &known),
+            ["--header", "Bearer ***", "--tasks"]
+        );
     }
 
     #[test]

@@ -119,6 +119,18 @@ async fn a_run_that_goes_on_keeps_its_beginning_and_first_command_and_notes_each
 }
 
 #[tokio::test]
+async fn a_run_that_goes_on_without_knowing_its_first_command_takes_it_from_what_was_there() {
+    let source = tempfile::tempdir().unwrap();
+    let mut inputs = inputs(source.path());
+    let first = Record::begin(inputs.clone(), 10.0).await;
+    let resume = vec!["kvgate".to_owned(), "resume".to_owned()];
+    inputs.commands = vec![resume.clone()];
+    let mut second = Record::begin(inputs, 100.0).await;
+    second.go_on(first.clone());
+    assert_eq!(second.commands(), [first.command, resume]);
+}
+
+#[tokio::test]
 async fn no_key_is_written_wherever_it_came_from() {
     let (source, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut record = Record::begin(inputs(source.path()), 0.0).await;

@@ -2,14 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use reqwest::Client;
+use reqwest::{Client, Url};
 use rustix::process::{Resource, getrlimit};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::clock::{self, Dated};
 use super::{
@@ -80,7 +83,7 @@ pub(super) async fn everything(asked: &Asked) -> Vec<Finding> {
 fn port(need: &Port) -> Option<Finding> {
     let Port { addr, what, flag } = need;
     let error = TcpListener::bind(addr).err()?;
-    let remedy = if error.kind() == std::io::ErrorKind::AddrInUse {
+    let remedy = if error.kind() == io::ErrorKind::AddrInUse {
         format!(
             "see who listens there with `ss -lptn sport = :{}`, or choose another address with {flag}",
             addr.port()
@@ -96,7 +99,7 @@ fn port(need: &Port) -> Option<Finding> {
 }
 
 /// What the system says, without its number.
-fn plain(error: &std::io::Error) -> String {
+fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error")
         .next()
@@ -314,6 +317,13 @@ struct Heard {
 }
 
 async fn endpoint(http: &Client, need: &Endpoint) -> Answer {
+    let url = Url::parse(&need.url).ok();
+    if let Some(url) = url.filter(|url| url.scheme() == "https") {
+        return Answer {
+            finding: Some(encrypted(need, &url).await),
+            dated: None,
+        };
+    }
     let heard = hear(http, need).await;
     Answer {
         dated: heard.date.map(|unix_s| Dated {
@@ -321,6 +331,26 @@ async fn endpoint(http: &Client, need: &Endpoint) -> Answer {
             unix_s,
         }),
         finding: judge(need, heard),
+    }
+}
+
+/// TLS is spoken by the gate alone, so no more is asked than whether somebody listens.
+async fn encrypted(need: &Endpoint, url: &Url) -> Finding {
+    let what = format!("{} at {}", need.what, need.url);
+    let remedy = format!("see that `curl {}/v1/models` answers", need.url);
+    // An IPv6 address stands in brackets in a URL.
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = url.port_or_known_default().unwrap_or_default();
+    let opened = timeout(ANSWER, TcpStream::connect((host, port))).await;
+    match opened.map_err(|_| format!("no connection within {ANSWER:?}")) {
+        Ok(Ok(_)) => Finding::warning(
+            what,
+            "it takes connections; its certificate, key and models are not asked for over https",
+            remedy,
+        ),
+        Ok(Err(error)) => Finding::error(what, plain(&error), remedy),
+        Err(problem) => Finding::error(what, problem, remedy),
     }
 }
 

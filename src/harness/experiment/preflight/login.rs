@@ -10,7 +10,7 @@ use super::Finding;
 
 /// How long it may take: twice what ssh itself may wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What ssh itself fails with; any other status is of the host's command, so somebody let us in.
+/// What ssh itself fails with; any other exit status is of the host's command, so somebody let us in.
 const NOT_IN: i32 = 255;
 
 pub(super) async fn check(argv: &[String]) -> Option<Finding> {
@@ -26,7 +26,10 @@ pub(super) async fn check(argv: &[String]) -> Option<Finding> {
         ));
     };
     let problem = match ended {
-        Ok(ended) if ended.status.code() != Some(NOT_IN) => return None,
+        Ok(ended) if ended.status.code().is_some_and(|code| code != NOT_IN) => return None,
+        Ok(ended) if ended.status.code().is_none() => {
+            format!("{program} ended by {}", ended.status)
+        }
         Ok(ended) => {
             let said = String::from_utf8_lossy(&ended.stderr);
             let last = said.lines().rev().find(|line| !line.trim().is_empty());

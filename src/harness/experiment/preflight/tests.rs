@@ -189,6 +189,22 @@ async fn a_server_is_up_if_it_is_healthy_or_lists_its_models_or_wants_a_key() {
 }
 
 #[tokio::test]
+async fn a_server_over_tls_is_asked_for_a_connection_and_no_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let asked = endpoint(format!("https://{}", listener.local_addr().unwrap()), None);
+    let open = only(&asked).await;
+    assert!(
+        open.problem.contains("not asked for over https"),
+        "{open:?}"
+    );
+    assert!(!is_fatal(&[open]));
+    drop(listener);
+    let closed = only(&asked).await;
+    assert!(closed.problem.contains("connection refused"), "{closed:?}");
+    assert!(is_fatal(&[closed]));
+}
+
+#[tokio::test]
 async fn a_server_of_another_model_is_an_error_that_names_both() {
     let url = serve(StatusCode::OK, Ok("/models/other")).await;
     let wrong = only(&endpoint(url.clone(), Some("mine"))).await;
@@ -203,6 +219,24 @@ async fn a_server_of_another_model_is_an_error_that_names_both() {
     let url = serve(StatusCode::OK, Err(StatusCode::UNAUTHORIZED)).await;
     let locked = only(&endpoint(url, Some("mine"))).await;
     assert!(locked.remedy.contains("key"), "{locked:?}");
+}
+
+#[tokio::test]
+async fn an_ssh_that_fails_or_is_killed_has_not_been_let_in() {
+    let login = |script: &str| Asked {
+        login: Some(["sh", "-c", script].map(str::to_owned).to_vec()),
+        ..Asked::default()
+    };
+    assert_eq!(
+        found(&login("exit 3")).await,
+        [],
+        "the host's command failed"
+    );
+    let refused = only(&login("echo Permission denied >&2; exit 255")).await;
+    assert_eq!(refused.problem, "Permission denied");
+    let killed = only(&login("kill -9 $$")).await;
+    assert!(killed.problem.contains("signal: 9"), "{killed:?}");
+    assert!(is_fatal(&[killed]));
 }
 
 #[tokio::test]

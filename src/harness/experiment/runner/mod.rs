@@ -20,11 +20,12 @@ use self::checked::Checked;
 use self::tell::{Pace, told_of};
 use super::cell::{self, End, Setting};
 use super::console::Console;
+use super::manifest::{self, Record};
 use super::matrix::{self, Planned};
 use super::spec::{self, Options};
 use super::state::{self, CellStatus, Keeper, Phase, State};
 use super::workload::{Bench, Hands, Told, Workload};
-use super::{Manner, asking, manifest, preflight};
+use super::{Manner, asking, preflight};
 use crate::clock::Clock;
 
 /// What is told and not heard yet; at the bound the cell waits.
@@ -61,8 +62,8 @@ struct Runner {
     console: Arc<Console>,
     keeper: Keeper,
     hands: Hands,
-    /// The command lines by which it was played, this one last.
-    commands: Vec<Vec<String>>,
+    /// The command line by which it goes on, until its preflight has passed; none where it begins.
+    goes_on_by: Option<Vec<String>>,
 }
 
 impl Runner {
@@ -77,10 +78,14 @@ impl Runner {
         let cells = matrix::cells(&options, &dir, is_matrix);
         // A damaged state is written anew; the cells' own directories say what is done.
         let before = State::read(&dir).ok().flatten();
-        let (before, mut commands) = before
+        let (before, commands) = before
             .map(|state| (state.cells, state.commands))
             .unwrap_or_default();
-        commands.push(manifest::command_line());
+        let mut commands = commands_before(commands, &cells);
+        let mut goes_on_by = Some(manifest::command_line());
+        if commands.is_empty() {
+            commands.extend(goes_on_by.take());
+        }
         let known = |cell: &Planned| {
             let place = cell.dir.strip_prefix(&dir).unwrap_or(&cell.dir);
             let name = cell.place.to_string();
@@ -93,7 +98,7 @@ impl Runner {
             known
         };
         let mut state = State::begin(now_s(), cells.iter().map(known).collect())?;
-        state.commands.clone_from(&commands);
+        state.commands = commands;
         Ok(Self {
             keeper: Keeper::new(&dir, state),
             dir,
@@ -105,7 +110,7 @@ impl Runner {
             checked: Some(checked),
             console: Arc::clone(console),
             hands: Hands::default(),
-            commands,
+            goes_on_by,
         })
     }
 
@@ -154,7 +159,12 @@ impl Runner {
             return Ok(Vec::new());
         }
         self.ask(&checked).await?;
-        self.update(|state| state.phase = Phase::Starting);
+        // Not earlier: what fails in its preflight has not gone on.
+        let goes_on_by = self.goes_on_by.take();
+        self.update(|state| {
+            state.commands.extend(goes_on_by);
+            state.phase = Phase::Starting;
+        });
         let (told, mut inbox) = mpsc::channel(TOLD);
         let bench = self.prepare(&checked.workload, &told, &mut inbox).await?;
         let tasks = checked.workload.tasks(&bench)?;
@@ -162,7 +172,7 @@ impl Runner {
             options: self.options.clone(),
             workload: checked.workload,
             versions: bench.versions().await,
-            commands: self.commands.clone(),
+            commands: self.keeper.state().commands.clone(),
             bench,
             engine: checked.engine,
             rules: checked.rules,
@@ -352,6 +362,17 @@ impl Runner {
         ));
         Ok(())
     }
+}
+
+/// The command lines before this one: those that the state `told`, or where it is damaged or older than they are, those
+/// that a cell's manifest has.
+fn commands_before(told: Vec<Vec<String>>, cells: &[Planned]) -> Vec<Vec<String>> {
+    if !told.is_empty() {
+        return told;
+    }
+    let records = cells.iter().filter_map(|cell| Record::read(&cell.dir).ok());
+    let commands = records.map(Record::commands);
+    commands.max_by_key(Vec::len).unwrap_or_default()
 }
 
 /// The first Ctrl-C or SIGTERM lets what runs end and starts nothing more; the second ends it now.
