@@ -1,4 +1,4 @@
-//! Rows as text: for each setting the contenders side by side, the bounds last; then the [summary].
+//! Rows as text: for each setting the contenders side by side, the bounds last; then the summary.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
