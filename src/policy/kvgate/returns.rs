@@ -129,7 +129,8 @@ impl Class {
     }
 }
 
-/// The most returns per second of waiting that any horizon gives, among `gaps` longer than `age`, ascending.
+/// The most returns per second of waiting that any horizon gives, among `gaps` longer than `age`, ascending; and that
+/// horizon, in seconds from `age` on.
 ///
 /// The best of many horizons is best partly by chance, and most so where few returns make it: horizons with less than
 /// an eighth of the gaps are left out.
