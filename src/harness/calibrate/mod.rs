@@ -20,6 +20,7 @@ use self::fit::{Point, Server, fit};
 use self::probe::{Plan, Probe};
 use super::cost_file::CostFile;
 use super::engine::core::CostModel;
+use super::stdout;
 use crate::clock::Clock;
 
 /// Flags of `kvgate calibrate`.
@@ -28,7 +29,7 @@ pub struct CalibrateArgs {
     /// The server to measure: vLLM itself, not a gate, and nobody else's requests on it
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub url: String,
-    /// Preset to write; the measured points go beside it, as NAME.points.json
+    /// Preset to write; the measured points go beside it, as NAME.points.json, unless it is a pipe or `/dev/stdout`
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Fit the points of this file again instead of measuring
@@ -68,7 +69,6 @@ pub struct Measurement {
 ///
 /// # Errors
 /// When the server cannot be measured, the points do not tell the constants apart, or a file cannot be written.
-#[expect(clippy::print_stdout, reason = "the command's result")]
 pub async fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     let measurement = match &args.points {
         Some(path) => read(path)?,
@@ -84,20 +84,21 @@ pub async fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         }
     };
     // First what cannot be had again.
-    if args.points.is_none() {
-        let path = args.out.with_extension("points.json");
+    if let (None, Some(path)) = (&args.points, beside(&args.out)) {
         write(&path, &(serde_json::to_string_pretty(&measurement)? + "\n"))?;
     }
     let server = measurement.server();
     let cost = fit(&measurement.points, server)?;
-    write(&args.out, &measurement.preset(cost)?)?;
-    print!("{}", table(&measurement.points, &cost, server));
-    println!(
-        "{}: use it with --cost {}",
-        args.out.display(),
-        args.out.display()
-    );
-    Ok(())
+    let preset = measurement.preset(cost)?;
+    let out = args.out.display();
+    let table = table(&measurement.points, &cost, server);
+    let about = format!("{table}{out}: use it with --cost {out}\n");
+    stdout::write(&args.out, &preset, &about)
+}
+
+/// Where the points of the preset at `out` go: nowhere, if it is no file to lie beside.
+fn beside(out: &Path) -> Option<PathBuf> {
+    stdout::is_kept(out).then(|| out.with_extension("points.json"))
 }
 
 fn read(path: &Path) -> anyhow::Result<Measurement> {

@@ -1,6 +1,7 @@
 //! A calibration of the embedded engine, over real sockets.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 
 use super::*;
 use crate::harness::cost_file;
@@ -142,6 +143,19 @@ async fn points_are_fitted_again_without_a_server_and_the_preset_is_read_back() 
     let table = table(&measurement.points, &cost, server);
     assert!(table.contains("first token, 1024, 1008 cached"), "{table}");
     assert!(table.contains("decode, 4 x 128"), "{table}");
+}
+
+#[test]
+fn points_lie_beside_a_file_and_beside_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("slow.toml");
+    let points = Some(dir.path().join("slow.points.json"));
+    assert_eq!(beside(&out), points);
+    std::fs::write(&out, "an earlier one").unwrap();
+    assert_eq!(beside(&out), points);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let pipe = PathBuf::from(format!("/dev/fd/{}", writer.as_raw_fd()));
+    assert_eq!(beside(&pipe), None);
 }
 
 #[tokio::test]
