@@ -165,8 +165,8 @@ fn named<T: Copy + Into<Value>>(told: &[(&str, T)]) -> serde_json::Map<String, V
 #[serde(deny_unknown_fields)]
 struct Switch {
     policy: String,
-    #[serde(default)]
-    settings: serde_json::Map<String, Value>,
+    /// Absent and `null` are the same: clients write what they leave open either way.
+    settings: Option<serde_json::Map<String, Value>>,
 }
 
 /// `PUT /policy` with `{"policy": NAME, "settings": {…}}`: another policy takes over, and no request is lost.
@@ -195,8 +195,9 @@ pub async fn switch(State(proxy): State<Arc<Proxy>>, headers: HeaderMap, body: B
 
 fn read(request: Value) -> Result<policy::Config, String> {
     let switch: Switch = serde_json::from_value(request).map_err(|error| error.to_string())?;
-    let config = policy::Config::deserialize(&switch.policy, Value::Object(switch.settings))
-        .map_err(|error| error.to_string())?;
+    let settings = Value::Object(switch.settings.unwrap_or_default());
+    let config =
+        policy::Config::deserialize(&switch.policy, settings).map_err(|error| error.to_string())?;
     config.validate()?;
     Ok(config)
 }
