@@ -2,10 +2,12 @@
 //!
 //! About two minutes of single requests and small batches on an otherwise idle server: the time to the first token of
 //! prompts of several lengths, new and cached; the time between tokens in several batches and contexts; the KV
-//! capacity from `/metrics`. [`probe`] asks, [`mod@fit`] explains. The preset is a TOML file for `--cost` of
-//! `kvgate simulate` and `kvgate engine`; the points are written beside it, and can be fitted again without a server.
+//! capacity from `/metrics`. [`plan`] says how much a server has room for, [`probe`] asks, [`mod@fit`] explains. The
+//! preset is a TOML file for `--cost` of `kvgate simulate` and `kvgate engine`; the points are written beside it, and can
+//! be fitted again without a server.
 
 pub mod fit;
+pub mod plan;
 pub mod probe;
 
 use std::fmt::Write as _;
@@ -17,7 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use self::fit::{Point, Server, fit};
-use self::probe::{Plan, Probe};
+use self::plan::Plan;
+use self::probe::Probe;
 use super::cost_file::CostFile;
 use super::engine::core::CostModel;
 use super::stdout;
@@ -127,12 +130,14 @@ pub async fn measure(args: &CalibrateArgs, plan: &Plan) -> anyhow::Result<Measur
         "--time-scale must be a positive number"
     );
     let clock = Clock::scaled(args.time_scale, None);
-    let bar = progress_bar(plan, args.quiet);
+    let bar = progress_bar(plan.steps() as u64, args.quiet);
     // The time of day: prompts of an earlier calibration must not be found in the cache.
     let seed = clock.epoch_unix().to_bits();
     let mut probe = Probe::new(&args.url, args.model.clone(), clock, seed, &bar).await?;
     let cache = probe.cache().await?;
-    let points = probe.measure(plan, cache).await?;
+    let plan = plan.clone().within(cache, probe.max_model_len())?;
+    bar.set_length(plan.steps() as u64);
+    let points = probe.measure(&plan, cache).await?;
     bar.finish_and_clear();
     Ok(Measurement {
         model: probe.model().to_owned(),
@@ -142,12 +147,11 @@ pub async fn measure(args: &CalibrateArgs, plan: &Plan) -> anyhow::Result<Measur
     })
 }
 
-fn progress_bar(plan: &Plan, quiet: bool) -> ProgressBar {
+fn progress_bar(steps: u64, quiet: bool) -> ProgressBar {
     if quiet {
         return ProgressBar::hidden();
     }
-    let decodes = plan.contexts.len() * plan.batches.len();
-    let bar = ProgressBar::new((plan.prompts.len() + decodes) as u64);
+    let bar = ProgressBar::new(steps);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} points, {eta} left") {
         bar.set_style(style);
     }

@@ -76,12 +76,12 @@ async fn an_engine_is_measured_and_its_points_are_what_it_does() {
         (measured.model.as_str(), measured.kv_tokens),
         ("slow", 4_800)
     );
-    // 4,096 tokens are more than a request may have, 32 sequences more than the cache holds.
+    // 4,096 tokens are more than a request may have, and 32 take their place; 32 sequences are more than the cache holds.
     let first = |point: &&Point| matches!(point, Point::FirstToken { .. });
-    assert_eq!(measured.points.iter().filter(first).count(), 2 * 3);
-    assert_eq!(measured.points.len(), 2 * 3 + 2 + 2);
+    assert_eq!(measured.points.iter().filter(first).count(), 2 * 4);
+    assert_eq!(measured.points.len(), 2 * 4 + 2 + 2);
     let cached = |point: &&Point| matches!(point, Point::FirstToken { cached, .. } if *cached > 0);
-    assert_eq!(measured.points.iter().filter(cached).count(), 3);
+    assert_eq!(measured.points.iter().filter(cached).count(), 4);
     for point in measured.points.iter().filter(first) {
         let least = point.predicted_s(&SLOW, measured.server());
         assert!(
