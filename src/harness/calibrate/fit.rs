@@ -151,9 +151,8 @@ fn are_enough(points: &[Point]) -> bool {
     let (mut new, mut cached, mut batches) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for point in points {
         match *point {
-            Point::FirstToken {
-                prompt, cached: 0, ..
-            } => new.insert(prompt),
+            // What the model's template puts before every prompt is in the cache from the second one on.
+            Point::FirstToken { prompt, cached, .. } if cached < prompt / 2 => new.insert(prompt),
             Point::FirstToken { prompt, .. } => cached.insert(prompt),
             Point::Decode { batch, .. } => batches.insert(batch),
         };
@@ -375,6 +374,20 @@ mod tests {
             let points = timed(points.clone(), &known, 0.0);
             assert_close(&fit(&points, SERVER).unwrap(), &known, 1e-6);
         }
+    }
+
+    /// As a server reports it whose template begins every prompt with the same block.
+    #[test]
+    fn new_prompts_may_begin_with_what_is_cached() {
+        let mut points = plan();
+        for point in &mut points {
+            if let Point::FirstToken { cached, .. } = point {
+                *cached = (*cached).max(16);
+            }
+        }
+        let points = timed(points, &H100_QWEN3_8B, 0.0);
+        let found = fit(&points, SERVER).unwrap();
+        assert_close(&found, &H100_QWEN3_8B, 1e-6);
     }
 
     #[test]
