@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use subtle::ConstantTimeEq;
 
+use super::backend::Backend;
 use super::endpoints::{json, refuse};
 use super::error::ProxyError;
 use super::request::ViewError;
@@ -135,14 +136,17 @@ struct PolicyState<'a> {
     values: serde_json::Map<String, Value>,
     estimates: serde_json::Map<String, Value>,
     pins: serde_json::Map<String, Value>,
+    warnings: Vec<String>,
 }
 
-/// `GET /policy`: its name, settings, estimates and totals.
+/// `GET /policy`: its name, settings, estimates and totals, and where it cannot do what it is for.
 pub async fn show(State(proxy): State<Arc<Proxy>>) -> Response {
     let snapshot = proxy.gate.with(|sequencer, _| sequencer.snapshot());
+    // Plain data always serialises.
+    let settings = serde_json::to_value(&*proxy.policy.lock()).unwrap_or_default();
     let state = PolicyState {
         policy: snapshot.policy,
-        settings: proxy.settings.lock().clone(),
+        settings,
         held: snapshot.held,
         programs: snapshot.programs,
         paused: snapshot.paused,
@@ -150,8 +154,15 @@ pub async fn show(State(proxy): State<Arc<Proxy>>) -> Response {
         values: named(&snapshot.values),
         estimates: named(&snapshot.estimates),
         pins: named(&snapshot.pins),
+        warnings: warnings(&proxy),
     };
     json(StatusCode::OK, &state)
+}
+
+/// What each backend lacks for the present policy.
+fn warnings(proxy: &Proxy) -> Vec<String> {
+    let warning = |backend: &Backend| Some(format!("{}: {}", backend.url, proxy.lack(backend)?));
+    proxy.backends.iter().filter_map(warning).collect()
 }
 
 fn named<T: Copy + Into<Value>>(told: &[(&str, T)]) -> serde_json::Map<String, Value> {
@@ -165,8 +176,8 @@ fn named<T: Copy + Into<Value>>(told: &[(&str, T)]) -> serde_json::Map<String, V
 #[serde(deny_unknown_fields)]
 struct Switch {
     policy: String,
-    #[serde(default)]
-    settings: serde_json::Map<String, Value>,
+    /// Absent and `null` are the same: clients write what they leave open either way.
+    settings: Option<serde_json::Map<String, Value>>,
 }
 
 /// `PUT /policy` with `{"policy": NAME, "settings": {…}}`: another policy takes over, and no request is lost.
@@ -184,19 +195,24 @@ pub async fn switch(State(proxy): State<Arc<Proxy>>, headers: HeaderMap, body: B
     let settings = serde_json::to_value(&config).unwrap_or_default();
     let policy = config.build();
     proxy.gate.with(|sequencer, now| {
-        sequencer.note(Line::policy(config.name(), settings.clone()));
+        sequencer.note(Line::policy(config.name(), settings));
         sequencer.switch(now, policy);
+        // Under the gate's lock, so that of two switches at once the same one is the last.
+        *proxy.policy.lock() = config.clone();
     });
-    *proxy.settings.lock() = settings;
     proxy.metrics.policy_switched();
     tracing::info!(policy = config.name(), "another policy took over");
+    for backend in &proxy.backends {
+        proxy.warn_of_lack(backend);
+    }
     show(State(proxy)).await
 }
 
 fn read(request: Value) -> Result<policy::Config, String> {
     let switch: Switch = serde_json::from_value(request).map_err(|error| error.to_string())?;
-    let config = policy::Config::deserialize(&switch.policy, Value::Object(switch.settings))
-        .map_err(|error| error.to_string())?;
+    let settings = Value::Object(switch.settings.unwrap_or_default());
+    let config =
+        policy::Config::deserialize(&switch.policy, settings).map_err(|error| error.to_string())?;
     config.validate()?;
     Ok(config)
 }

@@ -263,21 +263,8 @@ async fn watch(proxy: &Proxy, index: usize) -> ! {
         if !backend.probe(&proxy.gate).await {
             proxy.metrics.scrape_failed(backend.id);
         } else if std::mem::take(&mut is_first) {
-            warn_of_unknown_capacity(&proxy.config.policy, backend);
+            proxy.warn_of_lack(backend);
         }
-    }
-}
-
-/// A gate that lets everything pass looks like one that works.
-fn warn_of_unknown_capacity(policy: &policy::Config, backend: &Backend) {
-    let scrape = backend.status().scrape;
-    let is_known = scrape.is_some_and(|scrape| scrape.kv_capacity.is_some());
-    if policy.needs_capacity() && !is_known {
-        tracing::warn!(
-            backend = %backend.url,
-            policy = policy.name(),
-            "its /metrics tell no KV capacity (vllm:cache_config_info); until they do, every request there passes at once"
-        );
     }
 }
 

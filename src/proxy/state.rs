@@ -11,7 +11,7 @@ use super::control::Recent;
 use super::gate::Gate;
 use super::infer::{Conversation, Inference, InferredId, Limits, ReplyDigest, Ticket};
 use super::routes::Routes;
-use crate::policy::{BackendId, Time};
+use crate::policy::{self, BackendId, Time};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::recorder::Recorder;
 
@@ -30,8 +30,8 @@ pub struct Proxy {
     pub recorder: Recorder,
     /// kvgate's own series.
     pub metrics: Metrics,
-    /// The present policy's settings, as its table in the configuration holds them.
-    pub settings: Mutex<serde_json::Value>,
+    /// The present policy with its settings; the configuration has the first one's.
+    pub policy: Mutex<policy::Config>,
     /// The last steps that ended.
     pub recent: Mutex<Recent>,
     /// Whose turn it is among the backends, for requests outside the policy.
@@ -54,8 +54,7 @@ impl Proxy {
         recorder: Recorder,
     ) -> prometheus::Result<Self> {
         let names: Vec<String> = backends.iter().map(Backend::name).collect();
-        // Plain data always serialises.
-        let settings = serde_json::to_value(&config.policy).unwrap_or_default();
+        let policy = Mutex::new(config.policy.clone());
         let ready = AtomicBool::new(true);
         let metrics = Metrics::new(&names, &routes.names())?;
         let inference = config.infer_programs.then(|| {
@@ -71,7 +70,7 @@ impl Proxy {
             routes,
             recorder,
             metrics,
-            settings: Mutex::new(settings),
+            policy,
             recent: Mutex::new(Recent::default()),
             turn: AtomicUsize::new(0),
             inference,
@@ -145,6 +144,23 @@ impl Proxy {
         };
         let (before, after) = self.backends.split_at(turn);
         after.iter().chain(before).find(|backend| backend.is_up())
+    }
+
+    /// What makes the present policy let every request to this backend pass: a gate that does looks like one that works.
+    /// Nothing is known of a backend that was never scraped.
+    pub fn lack(&self, backend: &Backend) -> Option<&'static str> {
+        let scrape = backend.status().scrape?;
+        (scrape.kv_capacity.is_none() && self.policy.lock().needs_capacity()).then_some(
+            "its /metrics tell no KV capacity (vllm:cache_config_info); until they do, every request there passes at once",
+        )
+    }
+
+    /// Logs a warning of what a backend lacks.
+    pub fn warn_of_lack(&self, backend: &Backend) {
+        if let Some(lack) = self.lack(backend) {
+            let policy = self.policy.lock().name();
+            tracing::warn!(backend = %backend.url, policy, "{lack}");
+        }
     }
 
     /// Whether the gate wants traffic: it does until it is told to drain.

@@ -121,6 +121,26 @@ async fn a_pin_that_waits_for_its_programs_return_is_counted_as_handed_off() {
 }
 
 #[tokio::test]
+async fn settings_that_are_null_are_the_defaults_as_those_left_out() {
+    let stub = Stub::start().await;
+    let gate = Gate::before(&stub).await;
+    let defaults = PolicyConfig::by_name("continuum").unwrap();
+    let defaults = serde_json::to_value(defaults).unwrap();
+    let other = json!({"policy": "continuum", "settings": {"headroom": 0.3}});
+    for left_open in [
+        json!({"policy": "continuum"}),
+        json!({"policy": "continuum", "settings": null}),
+        json!({"policy": "continuum", "settings": {}}),
+    ] {
+        let reply = put(&gate, &other).send().await.json().await;
+        assert_ne!(reply["settings"], defaults);
+        let reply = put(&gate, &left_open).send().await;
+        assert_eq!(reply.status, 200, "{left_open}");
+        assert_eq!(reply.json().await["settings"], defaults, "{left_open}");
+    }
+}
+
+#[tokio::test]
 async fn a_policy_that_cannot_be_says_why_and_changes_nothing() {
     let stub = Stub::start().await;
     let gate = Gate::before(&stub).await;
@@ -134,6 +154,10 @@ async fn a_policy_that_cannot_be_says_why_and_changes_nothing() {
         (
             json!({"policy": "continuum", "settings": {"ttl": 1}}),
             "unknown field `ttl`",
+        ),
+        (
+            json!({"policy": "continuum", "settings": {"headroom": null}}),
+            "invalid type: null",
         ),
         (json!({"name": "continuum"}), "unknown field `name`"),
     ] {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 
 use http::Method;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
@@ -15,6 +16,16 @@ const WARNING: &str = "tell no KV capacity";
 
 /// What a `kvgate serve` with these flags logs, until it has scraped `metrics` of `stub` at least twice.
 async fn log_of(stub: &Stub, metrics: &str, flags: &[&str]) -> Vec<String> {
+    log_after_switches(stub, metrics, flags, &[]).await.0
+}
+
+/// As [`log_of`], until these policies then took over, with what each was answered.
+async fn log_after_switches(
+    stub: &Stub,
+    metrics: &str,
+    flags: &[&str],
+    policies: &[&str],
+) -> (Vec<String>, Vec<Value>) {
     stub.set_metrics(metrics);
     let mut gate = Command::new(env!("CARGO_BIN_EXE_kvgate"))
         .args(["serve", "--listen", "127.0.0.1:0", "--backend", &stub.url()])
@@ -36,10 +47,16 @@ async fn log_of(stub: &Stub, metrics: &str, flags: &[&str]) -> Vec<String> {
         stub.set_metrics(&format!("{metrics}{told}"));
         within(has_scraped(addr.parse().unwrap(), running)).await;
     }
+    let mut answers = Vec::new();
+    for policy in policies {
+        let body = json!({ "policy": policy }).to_string();
+        let put = Ask::new(addr.parse().unwrap(), Method::PUT, "/policy").body(body);
+        answers.push(put.send().await.json().await);
+    }
     gate.start_kill().unwrap();
     let log = within(gate.wait_with_output()).await.unwrap().stderr;
     let log = String::from_utf8(log).unwrap();
-    log.lines().map(str::to_owned).collect()
+    (log.lines().map(str::to_owned).collect(), answers)
 }
 
 /// Returns when the gate shows that `running` requests run on its backend.
@@ -92,4 +109,26 @@ async fn a_backend_that_tells_no_capacity_is_warned_of_once_where_the_policy_nee
         "{plain:#?}"
     );
     assert_eq!(count(&plain, WARNING) + count(&plain, ADVICE), 0);
+}
+
+#[tokio::test]
+async fn a_switch_to_a_policy_that_needs_the_capacity_warns_as_the_start_does() {
+    let stub = Stub::start().await;
+    let flags = ["--policy", "baseline"];
+    let switches = ["kvgate", "baseline"];
+    let (log, answers) = log_after_switches(&stub, "", &flags, &switches).await;
+    assert_eq!(count(&log, WARNING), 1, "{log:#?}");
+    let warning = log.iter().find(|line| line.contains(WARNING)).unwrap();
+    for words in ["WARN", &stub.url(), "policy=\"kvgate\""] {
+        assert!(warning.contains(words), "{words}: {warning}");
+    }
+    let told = answers[0]["warnings"][0].as_str().unwrap();
+    assert!(
+        told.contains(WARNING) && told.contains(&stub.url()),
+        "{told}"
+    );
+    assert_eq!(answers[1]["warnings"], json!([]));
+    let (log, answers) = log_after_switches(&stub, CAPACITY, &flags, &switches).await;
+    assert_eq!(count(&log, WARNING), 0, "{log:#?}");
+    assert_eq!(answers[0]["warnings"], json!([]));
 }

@@ -151,9 +151,8 @@ fn are_enough(points: &[Point]) -> bool {
     let (mut new, mut cached, mut batches) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for point in points {
         match *point {
-            Point::FirstToken {
-                prompt, cached: 0, ..
-            } => new.insert(prompt),
+            // What the model's template puts before every prompt is in the cache from the second one on.
+            Point::FirstToken { prompt, cached, .. } if cached < prompt / 2 => new.insert(prompt),
             Point::FirstToken { prompt, .. } => cached.insert(prompt),
             Point::Decode { batch, .. } => batches.insert(batch),
         };
@@ -256,6 +255,7 @@ const fn from_constants(constants: Factors) -> CostModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::harness::calibrate::plan::{Cache, Plan};
     use crate::harness::engine::core::cost::{CPU_TINY, H100_QWEN3_8B, RTX5090_QWEN3_8B, Work};
     use crate::harness::engine::core::output::mix;
 
@@ -291,7 +291,7 @@ mod tests {
     }
 
     /// The points as a server with these constants would time them, off by up to `noise` either way.
-    fn timed(cost: &CostModel, noise: f64) -> Vec<Point> {
+    fn timed(points: Vec<Point>, cost: &CostModel, noise: f64) -> Vec<Point> {
         let off = |index: usize| {
             let unit =
                 f64::from(u32::try_from(mix(index as u64 + 9) >> 32).unwrap()) / 2f64.powi(31);
@@ -306,7 +306,7 @@ mod tests {
             }
             point
         };
-        plan().into_iter().enumerate().map(time).collect()
+        points.into_iter().enumerate().map(time).collect()
     }
 
     fn assert_close(found: &CostModel, known: &CostModel, tolerance: f64) {
@@ -321,19 +321,78 @@ mod tests {
     #[test]
     fn the_constants_behind_exact_times_are_found() {
         for known in [H100_QWEN3_8B, RTX5090_QWEN3_8B] {
-            assert_close(&fit(&timed(&known, 0.0), SERVER).unwrap(), &known, 1e-6);
+            assert_close(
+                &fit(&timed(plan(), &known, 0.0), SERVER).unwrap(),
+                &known,
+                1e-6,
+            );
         }
         // Ten times as slow: where each point lies has to be found out.
         let constants = H100_QWEN3_8B
             .constants()
             .map(|(_, constant)| 10.0 * constant);
         let slow = from_constants(constants);
-        assert_close(&fit(&timed(&slow, 0.0), SERVER).unwrap(), &slow, 1e-6);
+        assert_close(
+            &fit(&timed(plan(), &slow, 0.0), SERVER).unwrap(),
+            &slow,
+            1e-6,
+        );
+    }
+
+    /// What a server of 3,072 tokens a request and a cache of about as many is measured by is enough.
+    #[test]
+    fn the_constants_behind_a_small_servers_times_are_found() {
+        let cache = Cache {
+            tokens: 3_168,
+            block: 16,
+        };
+        let plan = Plan::default().within(cache, Some(3_072)).unwrap();
+        let mut points = Vec::new();
+        for prompt in &plan.prompts {
+            points.push((*prompt, 0));
+            points.push((*prompt, prompt - 16));
+        }
+        let seconds = 0.0;
+        let first = points
+            .into_iter()
+            .map(|(prompt, cached)| Point::FirstToken {
+                prompt,
+                cached,
+                seconds,
+            });
+        let decodes = plan.contexts.iter().flat_map(|&context| {
+            let widest = plan.widest(context, cache);
+            let batches = plan.batches.iter().filter(move |batch| **batch <= widest);
+            batches.map(move |&batch| Point::Decode {
+                batch,
+                context: context.into(),
+                seconds,
+            })
+        });
+        let points: Vec<_> = first.chain(decodes).collect();
+        for known in [H100_QWEN3_8B, RTX5090_QWEN3_8B] {
+            let points = timed(points.clone(), &known, 0.0);
+            assert_close(&fit(&points, SERVER).unwrap(), &known, 1e-6);
+        }
+    }
+
+    /// As a server reports it whose template begins every prompt with the same block.
+    #[test]
+    fn new_prompts_may_begin_with_what_is_cached() {
+        let mut points = plan();
+        for point in &mut points {
+            if let Point::FirstToken { cached, .. } = point {
+                *cached = (*cached).max(16);
+            }
+        }
+        let points = timed(points, &H100_QWEN3_8B, 0.0);
+        let found = fit(&points, SERVER).unwrap();
+        assert_close(&found, &H100_QWEN3_8B, 1e-6);
     }
 
     #[test]
     fn the_model_of_noisy_times_is_off_by_no_more_than_they_are() {
-        let points = timed(&H100_QWEN3_8B, 0.03);
+        let points = timed(plan(), &H100_QWEN3_8B, 0.03);
         let found = fit(&points, SERVER).unwrap();
         for point in &points {
             let exact = point.predicted_s(&H100_QWEN3_8B, SERVER);
@@ -345,7 +404,7 @@ mod tests {
     #[test]
     fn no_constant_is_negative() {
         // Longer contexts decode faster here, which no constant can explain.
-        let mut points = timed(&H100_QWEN3_8B, 0.0);
+        let mut points = timed(plan(), &H100_QWEN3_8B, 0.0);
         for point in &mut points {
             if let Point::Decode {
                 context, seconds, ..
@@ -370,7 +429,7 @@ mod tests {
             weights_s: 0.0,
             ..CPU_TINY
         };
-        let points = timed(&known, 0.0);
+        let points = timed(plan(), &known, 0.0);
         let found = fit(&points, SERVER).unwrap();
         for point in &points {
             let error = point.predicted_s(&found, SERVER) / point.seconds() - 1.0;
@@ -380,7 +439,7 @@ mod tests {
 
     #[test]
     fn points_of_one_kind_are_not_enough() {
-        let few: Vec<_> = timed(&H100_QWEN3_8B, 0.0)
+        let few: Vec<_> = timed(plan(), &H100_QWEN3_8B, 0.0)
             .into_iter()
             .filter(|point| matches!(point, Point::Decode { .. }))
             .collect();

@@ -2,10 +2,12 @@
 //!
 //! About two minutes of single requests and small batches on an otherwise idle server: the time to the first token of
 //! prompts of several lengths, new and cached; the time between tokens in several batches and contexts; the KV
-//! capacity from `/metrics`. [`probe`] asks, [`mod@fit`] explains. The preset is a TOML file for `--cost` of
-//! `kvgate simulate` and `kvgate engine`; the points are written beside it, and can be fitted again without a server.
+//! capacity from `/metrics`. [`plan`] says how much a server has room for, [`probe`] asks, [`mod@fit`] explains. The
+//! preset is a TOML file for `--cost` of `kvgate simulate` and `kvgate engine`; the points are written beside it, and can
+//! be fitted again without a server.
 
 pub mod fit;
+pub mod plan;
 pub mod probe;
 
 use std::fmt::Write as _;
@@ -17,9 +19,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use self::fit::{Point, Server, fit};
-use self::probe::{Plan, Probe};
+use self::plan::Plan;
+use self::probe::Probe;
 use super::cost_file::CostFile;
 use super::engine::core::CostModel;
+use super::stdout;
 use crate::clock::Clock;
 
 /// Flags of `kvgate calibrate`.
@@ -28,7 +32,7 @@ pub struct CalibrateArgs {
     /// The server to measure: vLLM itself, not a gate, and nobody else's requests on it
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub url: String,
-    /// Preset to write; the measured points go beside it, as NAME.points.json
+    /// Preset to write; the measured points go beside it, as NAME.points.json, unless it is a pipe or `/dev/stdout`
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Fit the points of this file again instead of measuring
@@ -68,7 +72,6 @@ pub struct Measurement {
 ///
 /// # Errors
 /// When the server cannot be measured, the points do not tell the constants apart, or a file cannot be written.
-#[expect(clippy::print_stdout, reason = "the command's result")]
 pub async fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     let measurement = match &args.points {
         Some(path) => read(path)?,
@@ -84,20 +87,21 @@ pub async fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         }
     };
     // First what cannot be had again.
-    if args.points.is_none() {
-        let path = args.out.with_extension("points.json");
+    if let (None, Some(path)) = (&args.points, beside(&args.out)) {
         write(&path, &(serde_json::to_string_pretty(&measurement)? + "\n"))?;
     }
     let server = measurement.server();
     let cost = fit(&measurement.points, server)?;
-    write(&args.out, &measurement.preset(cost)?)?;
-    print!("{}", table(&measurement.points, &cost, server));
-    println!(
-        "{}: use it with --cost {}",
-        args.out.display(),
-        args.out.display()
-    );
-    Ok(())
+    let preset = measurement.preset(cost)?;
+    let out = args.out.display();
+    let table = table(&measurement.points, &cost, server);
+    let about = format!("{table}{out}: use it with --cost {out}\n");
+    stdout::write(&args.out, &preset, &about)
+}
+
+/// Where the points of the preset at `out` go: nowhere, if it is no file to lie beside.
+fn beside(out: &Path) -> Option<PathBuf> {
+    stdout::is_kept(out).then(|| out.with_extension("points.json"))
 }
 
 fn read(path: &Path) -> anyhow::Result<Measurement> {
@@ -126,12 +130,14 @@ pub async fn measure(args: &CalibrateArgs, plan: &Plan) -> anyhow::Result<Measur
         "--time-scale must be a positive number"
     );
     let clock = Clock::scaled(args.time_scale, None);
-    let bar = progress_bar(plan, args.quiet);
+    let bar = progress_bar(plan.steps() as u64, args.quiet);
     // The time of day: prompts of an earlier calibration must not be found in the cache.
     let seed = clock.epoch_unix().to_bits();
     let mut probe = Probe::new(&args.url, args.model.clone(), clock, seed, &bar).await?;
     let cache = probe.cache().await?;
-    let points = probe.measure(plan, cache).await?;
+    let plan = plan.clone().within(cache, probe.max_model_len())?;
+    bar.set_length(plan.steps() as u64);
+    let points = probe.measure(&plan, cache).await?;
     bar.finish_and_clear();
     Ok(Measurement {
         model: probe.model().to_owned(),
@@ -141,12 +147,11 @@ pub async fn measure(args: &CalibrateArgs, plan: &Plan) -> anyhow::Result<Measur
     })
 }
 
-fn progress_bar(plan: &Plan, quiet: bool) -> ProgressBar {
+fn progress_bar(steps: u64, quiet: bool) -> ProgressBar {
     if quiet {
         return ProgressBar::hidden();
     }
-    let decodes = plan.contexts.len() * plan.batches.len();
-    let bar = ProgressBar::new((plan.prompts.len() + decodes) as u64);
+    let bar = ProgressBar::new(steps);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} points, {eta} left") {
         bar.set_style(style);
     }

@@ -8,8 +8,9 @@ use futures_util::future::join_all;
 use indicatif::ProgressBar;
 
 use super::fit::Point;
+use super::plan::{Cache, Plan};
 use crate::clock::Clock;
-use crate::harness::replay::client::{Client, Served, StepError};
+use crate::harness::replay::client::{Client, Model, Served, StepError};
 use crate::harness::replay::text::{push_text, text_seed};
 use crate::harness::stats::percentile;
 use crate::telemetry::scrape::Scrape;
@@ -17,48 +18,13 @@ use crate::telemetry::scrape::Scrape;
 /// Longest that one request may take.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How much is measured.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// Prompt lengths, in tokens.
-    pub prompts: Vec<u32>,
-    /// Contexts in which decoding is timed, in tokens.
-    pub contexts: Vec<u32>,
-    /// Sequences that decode side by side.
-    pub batches: Vec<u32>,
-    /// Tokens that each of them generates.
-    pub output: u32,
-    /// How often each is measured; the median counts.
-    pub rounds: u32,
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self {
-            prompts: vec![256, 512, 1_024, 2_048, 4_096, 8_192, 16_384],
-            contexts: vec![1_024, 4_096, 16_384],
-            batches: vec![1, 2, 4, 8, 16, 32],
-            output: 96,
-            rounds: 5,
-        }
-    }
-}
-
-/// The server's cache, from its `/metrics`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cache {
-    /// KV capacity in tokens, the null block left out.
-    pub tokens: u64,
-    /// Tokens of a block.
-    pub block: u32,
-}
-
 /// A server under test.
 #[derive(Debug)]
 pub struct Probe<'a> {
     client: Client,
     clock: Clock,
     model: String,
+    max_model_len: Option<u64>,
     /// Distinguishes the texts of this run from those of any other.
     seed: u64,
     /// Texts sent so far: each prompt is a new one.
@@ -80,13 +46,14 @@ impl<'a> Probe<'a> {
     ) -> anyhow::Result<Self> {
         let client = Client::new(url, clock, TIMEOUT)?;
         let model = match model {
-            Some(model) => model,
-            None => client.first_model().await?,
+            Some(name) => named(&client, name).await,
+            None => client.first().await?,
         };
         Ok(Self {
             client,
             clock,
-            model,
+            model: model.id,
+            max_model_len: model.max_model_len,
             seed,
             sent: 0,
             bar,
@@ -96,6 +63,11 @@ impl<'a> Probe<'a> {
     /// The model asked for.
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// The most tokens of a request, if the server says.
+    pub const fn max_model_len(&self) -> Option<u64> {
+        self.max_model_len
     }
 
     /// The server's cache.
@@ -174,8 +146,7 @@ impl<'a> Probe<'a> {
         cache: Cache,
         points: &mut Vec<Point>,
     ) -> anyhow::Result<()> {
-        let each = u64::from(context + plan.output + cache.block);
-        let most = u32::try_from(cache.tokens / each).unwrap_or(u32::MAX);
+        let most = plan.widest(context, cache);
         let batches: Vec<u32> = plan
             .batches
             .iter()
@@ -269,6 +240,16 @@ impl<'a> Probe<'a> {
             Err(error) => anyhow::bail!("a request of the calibration failed: {}", error.cause),
         }
     }
+}
+
+/// The model of this name, which is asked for even where the server does not list it.
+async fn named(client: &Client, id: String) -> Model {
+    let listed = client.models().await.unwrap_or_default();
+    let found = listed.into_iter().find(|model| model.id == id);
+    found.unwrap_or(Model {
+        id,
+        max_model_len: None,
+    })
 }
 
 /// A prompt's text.

@@ -1,6 +1,7 @@
 //! A calibration of the embedded engine, over real sockets.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 
 use super::*;
 use crate::harness::cost_file;
@@ -75,12 +76,12 @@ async fn an_engine_is_measured_and_its_points_are_what_it_does() {
         (measured.model.as_str(), measured.kv_tokens),
         ("slow", 4_800)
     );
-    // 4,096 tokens are more than a request may have, 32 sequences more than the cache holds.
+    // 4,096 tokens are more than a request may have, and 32 take their place; 32 sequences are more than the cache holds.
     let first = |point: &&Point| matches!(point, Point::FirstToken { .. });
-    assert_eq!(measured.points.iter().filter(first).count(), 2 * 3);
-    assert_eq!(measured.points.len(), 2 * 3 + 2 + 2);
+    assert_eq!(measured.points.iter().filter(first).count(), 2 * 4);
+    assert_eq!(measured.points.len(), 2 * 4 + 2 + 2);
     let cached = |point: &&Point| matches!(point, Point::FirstToken { cached, .. } if *cached > 0);
-    assert_eq!(measured.points.iter().filter(cached).count(), 3);
+    assert_eq!(measured.points.iter().filter(cached).count(), 4);
     for point in measured.points.iter().filter(first) {
         let least = point.predicted_s(&SLOW, measured.server());
         assert!(
@@ -142,6 +143,19 @@ async fn points_are_fitted_again_without_a_server_and_the_preset_is_read_back() 
     let table = table(&measurement.points, &cost, server);
     assert!(table.contains("first token, 1024, 1008 cached"), "{table}");
     assert!(table.contains("decode, 4 x 128"), "{table}");
+}
+
+#[test]
+fn points_lie_beside_a_file_and_beside_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("slow.toml");
+    let points = Some(dir.path().join("slow.points.json"));
+    assert_eq!(beside(&out), points);
+    std::fs::write(&out, "an earlier one").unwrap();
+    assert_eq!(beside(&out), points);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let pipe = PathBuf::from(format!("/dev/fd/{}", writer.as_raw_fd()));
+    assert_eq!(beside(&pipe), None);
 }
 
 #[tokio::test]

@@ -63,6 +63,9 @@ pub struct Models {
 pub struct Model {
     /// Its name.
     pub id: String,
+    /// The most tokens of a request, prompt and output together; vLLM says it, others may not.
+    #[serde(default)]
+    pub max_model_len: Option<u64>,
 }
 
 impl Client {
@@ -88,11 +91,11 @@ impl Client {
         })
     }
 
-    /// The first model that the server lists.
+    /// The models that the server lists.
     ///
     /// # Errors
-    /// When the server cannot be reached or lists none.
-    pub async fn first_model(&self) -> anyhow::Result<String> {
+    /// When the server cannot be reached or has no list.
+    pub async fn models(&self) -> anyhow::Result<Vec<Model>> {
         let url = format!("{}/v1/models", self.base);
         let response = self.http.get(&url).timeout(Duration::from_secs(10)).send();
         let response = response
@@ -104,10 +107,29 @@ impl Client {
             .json()
             .await
             .with_context(|| format!("no model list from {url}"))?;
-        let first = models.data.into_iter().next();
-        first
-            .map(|model| model.id)
-            .with_context(|| format!("{url} lists no models; name one with --model"))
+        Ok(models.data)
+    }
+
+    /// The first model that the server lists.
+    ///
+    /// # Errors
+    /// As [`Self::models`], and when the list is empty.
+    pub async fn first_model(&self) -> anyhow::Result<String> {
+        Ok(self.first().await?.id)
+    }
+
+    /// The first model that the server lists, with what it says of it.
+    ///
+    /// # Errors
+    /// As [`Self::models`], and when the list is empty.
+    pub async fn first(&self) -> anyhow::Result<Model> {
+        let first = self.models().await?.into_iter().next();
+        first.with_context(|| {
+            format!(
+                "{}/v1/models lists no models; name one with --model",
+                self.base
+            )
+        })
     }
 
     /// The server's metrics, as text.

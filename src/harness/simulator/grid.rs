@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contender::Contender;
 use crate::harness::simulate::{Cell, Measured, ProgramRun};
+use crate::harness::stdout;
 
 /// What makes a cell: equal keys give equal rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,12 +86,12 @@ pub struct Job {
     pub cell: Cell,
 }
 
-/// The rows of a file by key; none if it does not exist.
+/// The rows of a file by key; none if it does not exist, or is none that keeps them.
 ///
 /// # Errors
 /// A file that cannot be read, or a line that is no row.
 pub fn known(path: &Path) -> anyhow::Result<BTreeMap<String, Row>> {
-    if !path.exists() {
+    if !path.exists() || !stdout::is_kept(path) {
         return Ok(BTreeMap::new());
     }
     let by_name = |row: Row| Ok((name(&row.key)?, row));
@@ -134,7 +135,8 @@ impl Output {
     /// A file that cannot be written; the message names it.
     pub fn open(rows: Option<&Path>, programs: Option<&Path>) -> anyhow::Result<Self> {
         let open = |path: &Path| {
-            let file = OpenOptions::new().create(true).append(true).open(path);
+            let append = || OpenOptions::new().create(true).append(true).open(path);
+            let file = stdout::at(path).map_or_else(append, Ok);
             file.with_context(|| format!("cannot write {}", path.display()))
         };
         Ok(Self {

@@ -11,7 +11,6 @@ mod summary;
 pub mod table;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -19,6 +18,7 @@ use clap::{Args, ValueEnum};
 use self::grid::Output;
 use self::plan::jobs;
 use super::simulate::{History, RANDOM_WEIGHTS, calibration};
+use super::stdout;
 
 /// The cost preset that tables do not mention.
 pub const DEFAULT_COST: &str = "h100-qwen3-8b";
@@ -107,7 +107,8 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 8_192)]
     pub max_num_batched_tokens: u32,
 
-    /// File of rows, one JSON object a cell: cells that are in it are not run again, new ones are appended
+    /// File of rows, one JSON object a cell: cells that are in it are not run again, new ones are appended; a pipe or
+    /// `/dev/stdout` gets the rows of all
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 
@@ -172,7 +173,7 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<()> {
     } else {
         table::render(&rows(args)?)
     };
-    std::io::stdout().write_all(text.as_bytes())?;
+    stdout::say(&text)?;
     Ok(())
 }
 
@@ -211,6 +212,9 @@ fn rows(args: &SimulateArgs) -> anyhow::Result<Vec<grid::Row>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::fd::AsRawFd as _;
+
     use clap::Parser;
 
     use super::*;
@@ -255,6 +259,20 @@ mod tests {
         let again = std::fs::read_to_string(&path).unwrap();
         assert_eq!(again.lines().count(), rows.lines().count());
         assert!(again.starts_with(kept[0]), "what was there stays");
+    }
+
+    #[test]
+    fn a_pipe_gets_the_rows_and_is_not_read() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"of somebody else\n").unwrap();
+        let path = format!("/dev/fd/{}", writer.as_raw_fd());
+        let table = text(&format!("{SMALL} --out {path}"));
+        assert_eq!(table, text(SMALL));
+        drop(writer);
+        let lines: Vec<_> = BufReader::new(reader).lines().map(Result::unwrap).collect();
+        assert_eq!(lines[0], "of somebody else");
+        assert_eq!(lines[1..].len(), 2 * 2 * 3);
+        assert!(lines[1..].iter().all(|line| line.starts_with('{')));
     }
 
     #[test]

@@ -59,7 +59,7 @@ fn settings(rows: &[Row]) -> Vec<Setting> {
         let known = keys.iter().rposition(|known| *known == key);
         let place = known.unwrap_or_else(|| {
             settings.push(Setting {
-                name: setting_name(&key),
+                name: String::new(),
                 rows: BTreeMap::new(),
             });
             keys.push(key);
@@ -68,7 +68,38 @@ fn settings(rows: &[Row]) -> Vec<Setting> {
         let seeds = settings[place].rows.entry(row.key.policy.clone());
         seeds.or_default().insert(row.key.seed, row.measured);
     }
+    for (setting, name) in settings.iter_mut().zip(names(&keys)) {
+        setting.name = name;
+    }
     settings
+}
+
+/// What a short name leaves out, shown where settings differ in it alone.
+const LEFT_OUT: [fn(&Key) -> String; 4] = [
+    |key| format!("{} tokens", key.kv_tokens),
+    |key| key.cost.clone(),
+    |key| format!("{} programs", key.programs),
+    |key| key.history.clone(),
+];
+
+/// The names of settings, no two of them alike.
+fn names(keys: &[Key]) -> Vec<String> {
+    let mut alike: BTreeMap<String, Vec<&Key>> = BTreeMap::new();
+    for key in keys {
+        alike.entry(setting_name(key)).or_default().push(key);
+    }
+    let name = |key: &Key| {
+        let mut name = setting_name(key);
+        let twins = alike.get(&name).map_or(&[][..], Vec::as_slice);
+        for shown in LEFT_OUT {
+            let own = shown(key);
+            if twins.iter().any(|twin| shown(twin) != own) {
+                let _infallible = write!(name, " {own}");
+            }
+        }
+        name
+    };
+    keys.iter().map(name).collect()
 }
 
 fn setting_name(key: &Key) -> String {
@@ -361,6 +392,48 @@ mod tests {
         let text = render(&rows);
         let wrong = fields(&text, "setting", "orch C4 95k gaps x2");
         assert_eq!(wrong[5..7], ["baseline", "50.0"], "{text}");
+    }
+
+    #[test]
+    fn settings_that_differ_in_what_a_name_leaves_out_are_told_apart_by_it() {
+        let cell = |change: fn(&mut Key)| {
+            let mut row = row(REFERENCE, 4, 1, 100.0);
+            row.key.programs = 40;
+            row.key.history = "kept".to_owned();
+            change(&mut row.key);
+            row
+        };
+        let names = |rows: &[Row]| -> Vec<String> {
+            let settings = settings(rows).into_iter();
+            settings.map(|setting| setting.name).collect()
+        };
+        let changed: [fn(&mut Key); 5] = [
+            |_| (),
+            |key| key.programs = 20,
+            |key| key.history = "stand-in".to_owned(),
+            // Whose programs are others by default: nobody's twin.
+            |key| (key.concurrency, key.programs) = (8, 48),
+            |key| key.shape = "swe".to_owned(),
+        ];
+        let told_apart = [
+            "orch C4 95k 40 programs kept",
+            "orch C4 95k 20 programs kept",
+            "orch C4 95k 40 programs stand-in",
+            "orch C8 95k",
+            "swe C4 95k",
+        ];
+        assert_eq!(names(&changed.map(cell)), told_apart);
+        let changed: [fn(&mut Key); 3] = [
+            |key| key.cost = "a/mine.toml".to_owned(),
+            |key| key.cost = "b/mine.toml".to_owned(),
+            |key| (key.cost, key.kv_tokens) = ("b/mine.toml".to_owned(), 95_000),
+        ];
+        let told_apart = [
+            "orch C4 95k mine.toml 95488 tokens a/mine.toml",
+            "orch C4 95k mine.toml 95488 tokens b/mine.toml",
+            "orch C4 95k mine.toml 95000 tokens b/mine.toml",
+        ];
+        assert_eq!(names(&changed.map(cell)), told_apart);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use clap::Args;
 
 use super::simulate::shorten::Shorten;
 use super::simulate::{Shape, Workload};
+use super::stdout;
 use super::trace::{Program, Trace};
 use crate::policy;
 
@@ -57,22 +58,19 @@ pub struct TraceArgs {
 ///
 /// # Errors
 /// When a source file is missing or malformed, or the output cannot be written; the message names the file.
-#[expect(clippy::print_stdout, reason = "the command's result")]
 pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
     let programs = match &args.from {
         Some(folder) => recorded(&args.shape, folder, args.seed)?,
         None => drawn(args)?,
     };
     let trace = checked(&args.shape, programs)?;
-    std::fs::write(&args.out, trace.to_jsonl()?)
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
-    println!(
-        "{}: {} programs, {} steps",
+    let about = format!(
+        "{}: {} programs, {} steps\n",
         args.out.display(),
         trace.programs.len(),
         trace.steps()
     );
-    Ok(())
+    stdout::write(&args.out, &trace.to_jsonl()?, &about)
 }
 
 /// A built-in trace from its source data.
