@@ -37,7 +37,9 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
 ];
 
 /// Where neither clock, nor I/O, nor a task may appear: paths by their beginning.
-const PURE: [&str; 38] = [
+const PURE: [&str; 40] = [
+    "src/harness/calibrate/fit.rs",
+    "src/harness/calibrate/plan.rs",
     "src/harness/engine/core",
     "src/harness/experiment/watch/signs.rs",
     "src/harness/experiment/watchdog/",
@@ -128,8 +130,9 @@ const FORBIDDEN: [(&str, &str); 12] = [
 ];
 
 /// The files that are ours to word: by ending or by name.
-const TEXT_ENDINGS: [&str; 11] = [
-    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".css", ".js", ".ci/run", "justfile", ".yml",
+const TEXT_ENDINGS: [&str; 14] = [
+    ".rs", ".py", ".sh", ".md", ".toml", ".html", ".css", ".js", ".json", ".jsonl", ".txt",
+    ".ci/run", "justfile", ".yml",
 ];
 
 /// One file of the tree.

@@ -16,7 +16,7 @@ use super::endpoints::{json, refuse};
 use super::error::ProxyError;
 use super::request::ViewError;
 use super::scan::ScanError;
-use super::state::Proxy;
+use super::state::{Proxy, capacity_warning};
 use crate::policy::{self, HoldReason, Time};
 use crate::telemetry::journal::Line;
 
@@ -141,12 +141,18 @@ struct PolicyState<'a> {
 
 /// `GET /policy`: its name, settings, estimates and totals, and where it cannot do what it is for.
 pub async fn show(State(proxy): State<Arc<Proxy>>) -> Response {
-    let snapshot = proxy.gate.with(|sequencer, _| sequencer.snapshot());
-    // Plain data always serialises.
-    let settings = serde_json::to_value(&*proxy.policy.lock()).unwrap_or_default();
+    // A switch changes both under the gate's lock.
+    let (snapshot, policy) = proxy
+        .gate
+        .with(|sequencer, _| (sequencer.snapshot(), proxy.policy.lock().clone()));
+    let warning = |backend: &Backend| {
+        let warning = capacity_warning(&policy, backend)?;
+        Some(format!("{}: {warning}", backend.url))
+    };
     let state = PolicyState {
         policy: snapshot.policy,
-        settings,
+        // Plain data always serialises.
+        settings: serde_json::to_value(&policy).unwrap_or_default(),
         held: snapshot.held,
         programs: snapshot.programs,
         paused: snapshot.paused,
@@ -154,15 +160,9 @@ pub async fn show(State(proxy): State<Arc<Proxy>>) -> Response {
         values: named(&snapshot.values),
         estimates: named(&snapshot.estimates),
         pins: named(&snapshot.pins),
-        warnings: warnings(&proxy),
+        warnings: proxy.backends.iter().filter_map(warning).collect(),
     };
     json(StatusCode::OK, &state)
-}
-
-/// What each backend lacks for the present policy.
-fn warnings(proxy: &Proxy) -> Vec<String> {
-    let warning = |backend: &Backend| Some(format!("{}: {}", backend.url, proxy.lack(backend)?));
-    proxy.backends.iter().filter_map(warning).collect()
 }
 
 fn named<T: Copy + Into<Value>>(told: &[(&str, T)]) -> serde_json::Map<String, Value> {
@@ -203,7 +203,7 @@ pub async fn switch(State(proxy): State<Arc<Proxy>>, headers: HeaderMap, body: B
     proxy.metrics.policy_switched();
     tracing::info!(policy = config.name(), "another policy took over");
     for backend in &proxy.backends {
-        proxy.warn_of_lack(backend);
+        proxy.warn_of_capacity(backend);
     }
     show(State(proxy)).await
 }

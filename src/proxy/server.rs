@@ -263,7 +263,7 @@ async fn watch(proxy: &Proxy, index: usize) -> ! {
         if !backend.probe(&proxy.gate).await {
             proxy.metrics.scrape_failed(backend.id);
         } else if std::mem::take(&mut is_first) {
-            proxy.warn_of_lack(backend);
+            proxy.warn_of_capacity(backend);
         }
     }
 }

@@ -146,20 +146,11 @@ impl Proxy {
         after.iter().chain(before).find(|backend| backend.is_up())
     }
 
-    /// What makes the present policy let every request to this backend pass: a gate that does looks like one that works.
-    /// Nothing is known of a backend that was never scraped.
-    pub fn lack(&self, backend: &Backend) -> Option<&'static str> {
-        let scrape = backend.status().scrape?;
-        (scrape.kv_capacity.is_none() && self.policy.lock().needs_capacity()).then_some(
-            "its /metrics tell no KV capacity (vllm:cache_config_info); until they do, every request there passes at once",
-        )
-    }
-
-    /// Logs a warning of what a backend lacks.
-    pub fn warn_of_lack(&self, backend: &Backend) {
-        if let Some(lack) = self.lack(backend) {
-            let policy = self.policy.lock().name();
-            tracing::warn!(backend = %backend.url, policy, "{lack}");
+    /// Logs a warning of a backend whose capacity the policy in force does not know.
+    pub fn warn_of_capacity(&self, backend: &Backend) {
+        let policy = self.policy.lock();
+        if let Some(warning) = capacity_warning(&policy, backend) {
+            tracing::warn!(backend = %backend.url, policy = policy.name(), "{warning}");
         }
     }
 
@@ -184,4 +175,13 @@ impl Proxy {
             causes.join("; ")
         }
     }
+}
+
+/// What makes a policy let every request to this backend pass: a gate that does looks like one that works. Nothing is known
+/// of a backend that was never scraped.
+pub fn capacity_warning(policy: &policy::Config, backend: &Backend) -> Option<&'static str> {
+    let scrape = backend.status().scrape?;
+    (scrape.kv_capacity.is_none() && policy.needs_capacity()).then_some(
+        "its /metrics tell no KV capacity (vllm:cache_config_info); until they do, every request there passes at once",
+    )
 }

@@ -263,31 +263,34 @@ mod tests {
         max_num_batched_tokens: 8_192,
     };
 
-    /// What `kvgate calibrate` measures, without a time.
-    fn plan() -> Vec<Point> {
+    /// What `kvgate calibrate` measures by this plan, without a time.
+    fn points_of(plan: &Plan, cache: Cache) -> Vec<Point> {
         let seconds = 0.0;
-        let first = |prompt, cached| Point::FirstToken {
+        let first = |(prompt, cached)| Point::FirstToken {
             prompt,
             cached,
             seconds,
         };
-        let mut points = Vec::new();
-        for prompt in [256, 512, 1_024, 2_048, 4_096, 8_192, 16_384] {
-            points.push(first(prompt, 0));
-            points.push(first(prompt, prompt - 16));
-        }
-        for (context, most) in [(1_024.0, 32), (4_096.0, 16), (16_384.0, 4)] {
-            for batch in [1, 2, 4, 8, 16, 32] {
-                if batch <= most {
-                    points.push(Point::Decode {
-                        batch,
-                        context,
-                        seconds,
-                    });
-                }
-            }
-        }
-        points
+        let lengths = plan.prompts.iter();
+        let lengths = lengths.flat_map(|prompt| [(*prompt, 0), (*prompt, prompt - cache.block)]);
+        let decodes = plan.contexts.iter().flat_map(|&context| {
+            let batches = plan.batches_within(context, cache);
+            batches.map(move |batch| Point::Decode {
+                batch,
+                context: context.into(),
+                seconds,
+            })
+        });
+        lengths.map(first).chain(decodes).collect()
+    }
+
+    /// What it measures where there is room.
+    fn plan() -> Vec<Point> {
+        let cache = Cache {
+            tokens: 95_472,
+            block: 16,
+        };
+        points_of(&Plan::default(), cache)
     }
 
     /// The points as a server with these constants would time them, off by up to `noise` either way.
@@ -347,29 +350,7 @@ mod tests {
             block: 16,
         };
         let plan = Plan::default().within(cache, Some(3_072)).unwrap();
-        let mut points = Vec::new();
-        for prompt in &plan.prompts {
-            points.push((*prompt, 0));
-            points.push((*prompt, prompt - 16));
-        }
-        let seconds = 0.0;
-        let first = points
-            .into_iter()
-            .map(|(prompt, cached)| Point::FirstToken {
-                prompt,
-                cached,
-                seconds,
-            });
-        let decodes = plan.contexts.iter().flat_map(|&context| {
-            let widest = plan.widest(context, cache);
-            let batches = plan.batches.iter().filter(move |batch| **batch <= widest);
-            batches.map(move |&batch| Point::Decode {
-                batch,
-                context: context.into(),
-                seconds,
-            })
-        });
-        let points: Vec<_> = first.chain(decodes).collect();
+        let points = points_of(&plan, cache);
         for known in [H100_QWEN3_8B, RTX5090_QWEN3_8B] {
             let points = timed(points.clone(), &known, 0.0);
             assert_close(&fit(&points, SERVER).unwrap(), &known, 1e-6);

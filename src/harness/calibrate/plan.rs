@@ -2,13 +2,15 @@
 
 use anyhow::ensure;
 
+/// With a cache and requests of so many blocks, any server can be measured.
+const ENOUGH: u32 = 64;
 /// Room for what a chat template adds to a prompt, in tokens.
 const TEMPLATE: u64 = 64;
-/// No prompt is shorter, in tokens: of less than a block nothing is found in the cache.
-const SHORTEST: u32 = 32;
-/// Where the plan's own lengths are too long for a server, shorter ones take their place up to so many,
+/// No prompt is shorter, in blocks: of less than one nothing is found in the cache.
+const SHORTEST: u32 = 2;
+/// Prompt lengths that a small server is measured with.
 const PROMPTS: usize = 5;
-/// and so many contexts.
+/// Contexts that a small server is measured with.
 const CONTEXTS: usize = 3;
 
 /// How much is measured.
@@ -59,29 +61,32 @@ impl Plan {
             let most = room.saturating_sub(TEMPLATE + u64::from(output));
             u32::try_from(most).unwrap_or(u32::MAX)
         };
+        let shortest = SHORTEST * cache.block;
         let plan = Self {
-            prompts: fitting(&self.prompts, most(1), PROMPTS, 2),
-            contexts: fitting(&self.contexts, most(self.output), CONTEXTS, 4),
+            prompts: fitting(&self.prompts, (shortest, most(1)), PROMPTS, 2),
+            contexts: fitting(&self.contexts, (shortest, most(self.output)), CONTEXTS, 4),
             ..self
         };
         let is_enough = plan.prompts.len() >= 3
             && plan.contexts.len() >= 2
-            && plan.widest(plan.contexts[0], cache) >= 2;
+            && plan.batches_within(plan.contexts[0], cache).count() >= 2;
         ensure!(
             is_enough,
-            "the server has too little room to be measured: its KV cache holds {} tokens{}; 1024 of each are enough",
+            "the server has too little room to be measured: its KV cache holds {} tokens{}; {} of each are enough",
             cache.tokens,
             max_model_len.map_or_else(String::new, |len| format!(
                 ", a request {len} (max_model_len)"
-            ))
+            )),
+            ENOUGH * cache.block
         );
         Ok(plan)
     }
 
-    /// The most sequences of this context that decode side by side without one being preempted.
-    pub fn widest(&self, context: u32, cache: Cache) -> u32 {
+    /// The batches of this context that decode side by side without a sequence being preempted.
+    pub fn batches_within(&self, context: u32, cache: Cache) -> impl Iterator<Item = u32> {
         let each = u64::from(context) + TEMPLATE + u64::from(self.output) + u64::from(cache.block);
-        u32::try_from(cache.tokens / each).unwrap_or(u32::MAX)
+        let batches = self.batches.iter().copied();
+        batches.filter(move |batch| u64::from(*batch) <= cache.tokens / each)
     }
 
     /// How many steps the progress bar has.
@@ -90,14 +95,14 @@ impl Plan {
     }
 }
 
-/// Those of `lengths` that are at most `most`, in their order; where that leaves fewer than `count`, shorter ones before
-/// them, each `divisor` times as short as the next.
-fn fitting(lengths: &[u32], most: u32, count: usize, divisor: u32) -> Vec<u32> {
+/// Those of the ascending `lengths` that are at most `most`; where that leaves fewer than `count`, shorter ones before
+/// them, each `divisor` times as short as the next, down to `least`.
+fn fitting(lengths: &[u32], (least, most): (u32, u32), count: usize, divisor: u32) -> Vec<u32> {
     let fit = lengths.iter().copied().filter(|length| *length <= most);
     let mut kept: Vec<u32> = fit.collect();
     while kept.len() < count.min(lengths.len()) {
         let next = kept.first().map_or(most, |shortest| shortest / divisor);
-        if next < SHORTEST {
+        if next < least {
             break;
         }
         kept.insert(0, next);
@@ -137,6 +142,40 @@ mod tests {
         assert_eq!(lengths(3_168, None), small);
         let smaller = (vec![32, 64, 128, 256, 512], vec![54, 216, 864]);
         assert_eq!(lengths(1_024, Some(1_024)), smaller);
+    }
+
+    /// A prompt of one block is never found in a cache.
+    #[test]
+    fn large_blocks_need_longer_prompts() {
+        let large = |tokens| Cache { tokens, block: 128 };
+        let plan = Plan::default().within(large(3_168), Some(3_072)).unwrap();
+        assert_eq!(plan.prompts, [256, 512, 1_024, 2_048]);
+        assert_eq!(plan.contexts, [256, 1_024]);
+        let refused = Plan::default().within(large(1_024), None).unwrap_err();
+        assert!(
+            refused.to_string().contains("8192 of each are enough"),
+            "{refused}"
+        );
+        for block in [16, 32, 64, 128] {
+            let enough = Cache {
+                tokens: (ENOUGH * block).into(),
+                block,
+            };
+            Plan::default().within(enough, Some(enough.tokens)).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_size_of_batch_tells_nothing() {
+        let plan = Plan {
+            batches: vec![1, 4],
+            ..Plan::default()
+        };
+        let three = Cache {
+            tokens: 3 * (64 + 64 + 96 + 16),
+            block: 16,
+        };
+        assert!(plan.within(three, None).is_err());
     }
 
     #[test]

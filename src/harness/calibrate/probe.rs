@@ -47,7 +47,7 @@ impl<'a> Probe<'a> {
         let client = Client::new(url, clock, TIMEOUT)?;
         let model = match model {
             Some(name) => named(&client, name).await,
-            None => client.first().await?,
+            None => client.first_model().await?,
         };
         Ok(Self {
             client,
@@ -87,7 +87,7 @@ impl<'a> Probe<'a> {
         })
     }
 
-    /// Measures everything in `plan` that fits into `cache`.
+    /// Measures what is in `plan`, of which the lengths fit into `cache`, and the batches as far as they do.
     ///
     /// # Errors
     /// A request that fails for another reason than its length.
@@ -97,10 +97,8 @@ impl<'a> Probe<'a> {
         self.send(&warm, plan.output).await?;
         let mut points = Vec::new();
         for &tokens in &plan.prompts {
-            if u64::from(tokens) < cache.tokens {
-                self.first_tokens(tokens, plan.rounds, cache.block, &mut points)
-                    .await?;
-            }
+            self.first_tokens(tokens, plan.rounds, cache.block, &mut points)
+                .await?;
             self.bar.inc(1);
         }
         for &context in &plan.contexts {
@@ -146,13 +144,7 @@ impl<'a> Probe<'a> {
         cache: Cache,
         points: &mut Vec<Point>,
     ) -> anyhow::Result<()> {
-        let most = plan.widest(context, cache);
-        let batches: Vec<u32> = plan
-            .batches
-            .iter()
-            .copied()
-            .filter(|n| *n <= most)
-            .collect();
+        let batches: Vec<u32> = plan.batches_within(context, cache).collect();
         let widest = batches.iter().copied().max().unwrap_or(0);
         let mut bodies = Vec::new();
         for _ in 0..widest {

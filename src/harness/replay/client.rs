@@ -110,19 +110,11 @@ impl Client {
         Ok(models.data)
     }
 
-    /// The first model that the server lists.
-    ///
-    /// # Errors
-    /// As [`Self::models`], and when the list is empty.
-    pub async fn first_model(&self) -> anyhow::Result<String> {
-        Ok(self.first().await?.id)
-    }
-
     /// The first model that the server lists, with what it says of it.
     ///
     /// # Errors
     /// As [`Self::models`], and when the list is empty.
-    pub async fn first(&self) -> anyhow::Result<Model> {
+    pub async fn first_model(&self) -> anyhow::Result<Model> {
         let first = self.models().await?.into_iter().next();
         first.with_context(|| {
             format!(

@@ -269,7 +269,7 @@ impl Replay {
         let client = Client::new(&self.url, self.clock, self.timeout)?;
         let model = match &self.model {
             Some(model) => model.clone(),
-            None => client.first_model().await?,
+            None => client.first_model().await?.id,
         };
         let manifest = self.manifest(&model);
         if !onlooker.writes_manifest {
